@@ -1,0 +1,118 @@
+"""The plan: everything that was chosen for one trial, as plain numbers and strings.
+
+`(model, plan, seed)` is enough to rebuild a trial. A plan says what is asked of a model; what
+came of it (widths, bytes, accuracy) is in `records.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+WEIGHT_BITS = (2, 3, 4, 8, 16, 32)
+Activations = Literal["float", "uint8"]
+Importance = Literal["l1", "l2", "taylor", "fisher", "activation", "bn_scale", "random"]
+ACTIVATIONS: tuple[str, ...] = get_args(Activations)
+IMPORTANCES: tuple[str, ...] = get_args(Importance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillPlan:
+    """Soft targets: `temperature` above 0, `weight` in [0, 1] of the soft term in the loss."""
+
+    temperature: float = 4.0
+    weight: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"distill temperature must be above 0, got {self.temperature}; usual values are 1 to 8")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"distill weight must be in [0, 1], got {self.weight}; 0 trains on the labels alone")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionPlan:
+    """What to do to a model.
+
+    Attributes:
+        prune_ratio: share of channels removed per group, 0 <= ratio < 1; a group not named keeps all.
+        weight_bits: bits per layer, one of `WEIGHT_BITS`; a layer not named stays at 32.
+        activations: "float", or "uint8" for the layers whose weights have at most 8 bits.
+        importance: how the channels to remove are chosen.
+        distill: temperature and weight of the teacher's soft targets.
+        learning_rate: peak learning rate of the recovery, above 0.
+    """
+
+    prune_ratio: Mapping[str, float] = field(default_factory=dict)
+    weight_bits: Mapping[str, int] = field(default_factory=dict)
+    activations: Activations = "float"
+    importance: Importance = "l2"
+    distill: DistillPlan = field(default_factory=DistillPlan)
+    learning_rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        for group, ratio in self.prune_ratio.items():
+            if not 0 <= ratio < 1:
+                raise ValueError(
+                    f"prune_ratio for {group!r} must be in [0, 1), got {ratio}; 1.0 would remove every channel"
+                )
+        for layer, bits in self.weight_bits.items():
+            if bits not in WEIGHT_BITS:
+                raise ValueError(f"weight_bits for {layer!r} must be one of {WEIGHT_BITS}, got {bits}")
+        if self.activations not in ACTIVATIONS:
+            raise ValueError(f"activations must be one of {ACTIVATIONS}, got {self.activations!r}")
+        if self.importance not in IMPORTANCES:
+            raise ValueError(f"importance must be one of {IMPORTANCES}, got {self.importance!r}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}; usual values are 1e-4 to 1e-2")
+
+    @property
+    def trains(self) -> bool:
+        """Whether recovery can help: something was pruned, or some weights have fewer than 8 bits."""
+        return any(r > 0 for r in self.prune_ratio.values()) or any(b < 8 for b in self.weight_bits.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` gives back an equal plan."""
+        return {
+            "prune_ratio": dict(sorted(self.prune_ratio.items())),
+            "weight_bits": dict(sorted(self.weight_bits.items())),
+            "activations": self.activations,
+            "importance": self.importance,
+            "distill": {"temperature": self.distill.temperature, "weight": self.distill.weight},
+            "learning_rate": self.learning_rate,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CompressionPlan:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: an unknown key, or a value out of its range.
+        """
+        known = {"prune_ratio", "weight_bits", "activations", "importance", "distill", "learning_rate"}
+        if unknown := set(data) - known:
+            raise ValueError(f"unknown key {sorted(unknown)[0]!r} in a plan; known are {sorted(known)}")
+        return cls(**{**data, "distill": DistillPlan(**data.get("distill", {}))})
+
+    def structure_key(self) -> str:
+        """Digest of what decides bytes and latency: equal keys mean the same file but for the values in it."""
+        structure = {
+            "prune_ratio": {g: r for g, r in sorted(self.prune_ratio.items()) if r > 0},
+            "weight_bits": {n: b for n, b in sorted(self.weight_bits.items()) if b != 32},
+            "activations": self.activations,
+        }
+        return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()[:16]
+
+    def compresses_at_least(self, other: CompressionPlan) -> bool:
+        """Whether this plan removes and rounds at least as much as `other` in every group and layer."""
+        groups = {*self.prune_ratio, *other.prune_ratio}
+        layers = {*self.weight_bits, *other.weight_bits}
+        return (
+            all(self.prune_ratio.get(g, 0.0) >= other.prune_ratio.get(g, 0.0) for g in groups)
+            and all(self.weight_bits.get(n, 32) <= other.weight_bits.get(n, 32) for n in layers)
+            and ACTIVATIONS.index(self.activations) >= ACTIVATIONS.index(other.activations)
+        )

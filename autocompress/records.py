@@ -1,0 +1,267 @@
+"""The facts that a study leaves behind: plain frozen data, JSON both ways, no torch and no database.
+
+Stages hand these to each other, the store writes them, and the command line, the figures and the
+bundle read them. Units are in the names: bytes, milliseconds, seconds; shares are 0 to 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from autocompress.plan import CompressionPlan
+
+
+class TrialState(StrEnum):
+    """How a trial ended. `stopped`: not worth training; `infeasible`: breaks a constraint or cannot be built."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"
+
+
+class StudyState(StrEnum):
+    """Where a study stands. `interrupted` can be resumed."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+
+class Record:
+    """JSON both ways for frozen dataclasses made of plain values, plans and other records."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f.name: _to_json(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Unknown keys are dropped, so that an older program reads what a newer one wrote."""
+        hints = typing.get_type_hints(cls)
+        names = [f.name for f in dataclasses.fields(cls) if f.name in data]  # type: ignore[arg-type]
+        return cls(**{name: _from_json(hints[name], data[name]) for name in names})
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Record | CompressionPlan):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): _to_json(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_to_json(v) for v in value]
+    return value
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _from_json(next(a for a in args if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(_from_json(args[0], v) for v in value)
+    if isinstance(hint, type) and issubclass(hint, Record | CompressionPlan):
+        return hint.from_dict(value)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(value)
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency(Record):
+    """One timing of a candidate interleaved with the baseline.
+
+    Attributes:
+        latency_ms: `ratio` times the baseline's own latency.
+        ratio: median over blocks of candidate / baseline.
+        ratio_ci: 95 % bootstrap interval of that median.
+        blocks: how many interleaved blocks were kept.
+        contended: another process had the core during the measurement, also after the repeats.
+    """
+
+    latency_ms: float
+    ratio: float
+    ratio_ci: tuple[float, float]
+    blocks: int
+    contended: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement(Record):
+    """What was measured on one artifact.
+
+    Attributes:
+        val: the study's metric on validation data, computed by the runtime from the file; None before training.
+        test: the same on test data; only the final stage looks at it.
+        size_bytes: bytes of the exported file; `compressed_bytes`: of the same file after zlib level 9.
+        macs: multiply-accumulates for one sample.
+    """
+
+    val: float | None
+    size_bytes: int
+    compressed_bytes: int
+    latency: Latency
+    params: int
+    macs: int
+    test: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord(Record):
+    """One trial, finished or not.
+
+    Attributes:
+        trial: number in the study, from 0.
+        origin: "baseline", "anchor" (the plans everybody would try), "search" or "final" (trained longer).
+        parent: for "final", the trial whose weights were trained further.
+        reason: why a trial was stopped, is infeasible or failed; how it was measured otherwise.
+        artifact: path of the exported file relative to the workspace.
+        widths: channels kept per group.
+        durations_s: seconds per stage: prune, emit, latency, train, check, quality.
+        spent_s: seconds of the study's budget spent when the trial ended.
+        learning_curve: (seconds of training, loss), thinned.
+    """
+
+    trial: int
+    state: TrialState
+    plan: CompressionPlan
+    origin: str = "search"
+    parent: int | None = None
+    reason: str = ""
+    measurement: Measurement | None = None
+    artifact: str | None = None
+    widths: dict[str, int] = field(default_factory=dict)
+    durations_s: dict[str, float] = field(default_factory=dict)
+    spent_s: float = 0.0
+    learning_curve: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFacts(Record):
+    """A layer with weights. `kind`: "conv", "depthwise" or "linear"; `group`: the group its outputs belong to."""
+
+    name: str
+    kind: str
+    weights: int
+    out_channels: int
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupFacts(Record):
+    """Layers whose channels shrink together. Widths are multiples of `granule`, at least one of it."""
+
+    name: str
+    channels: int
+    granule: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip(Record):
+    """Something that is left as it is. `what`: "prune" or "quantize"."""
+
+    name: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts(Record):
+    """What the space was built from: layers and groups in the order of the model, and what is skipped and why."""
+
+    layers: tuple[LayerFacts, ...]
+    groups: tuple[GroupFacts, ...]
+    skips: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts(Record):
+    """Where latency is measured."""
+
+    name: str = "local"
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    batch: int = 1
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline(Record):
+    """The dense artifact, measured like every other."""
+
+    metric: str
+    val: float
+    test: float | None
+    size_bytes: int
+    latency_ms: float
+    params: int
+    macs: int
+    artifact: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRecord(Record):
+    """A study as its readers see it.
+
+    Attributes:
+        config: the resolved `StudyConfig` as JSON values.
+        durations_s: seconds of the budget per stage of the study: setup, teacher, baseline, search, final.
+        versions: of Python and the libraries that decide the numbers.
+        data_sizes: samples per split, "train", "val" and "test".
+    """
+
+    name: str
+    state: StudyState
+    seed: int
+    config: dict[str, Any]
+    config_hash: str
+    budget_s: float
+    spent_s: float
+    created: str
+    device: DeviceFacts
+    objectives: tuple[str, ...] = ("accuracy", "size", "latency")
+    baseline: Baseline | None = None
+    facts: ModelFacts | None = None
+    durations_s: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    data_sizes: dict[str, int] = field(default_factory=dict)
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint(Record):
+    """One non-dominated artifact, with everything the contract's JSON says of it."""
+
+    trial: int
+    val: float
+    test: float | None
+    size_bytes: int
+    compressed_bytes: int
+    latency_ms: float
+    latency_ratio: float
+    latency_ratio_ci: tuple[float, float]
+    params: int
+    macs: int
+    artifact: str
+    origin: str
+    plan: CompressionPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Record):
+    """What a study is doing now. `stage`: setup, teacher, baseline, search, final or finished."""
+
+    stage: str
+    message: str
+    spent_s: float
+    budget_s: float
