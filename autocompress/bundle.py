@@ -1,0 +1,286 @@
+"""What a user takes away: the measured file, where it came from, a card with its numbers, and a way to run it.
+
+The graph and the weights are the measured artifact byte for byte. Only its provenance is added, behind
+the last byte: a protobuf message is the concatenation of its fields, so nothing is written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import NotFoundError, UsageError
+from autocompress.front.explain import (
+    format_bytes,
+    format_drop,
+    format_ms,
+    is_latency_tie,
+    metric_name,
+    plan_lines,
+    words,
+)
+from autocompress.front.hypervolume import metric_drop
+from autocompress.front.summary import interval, metric_direction, samples_of
+from autocompress.records import FrontPoint, StudyRecord
+
+RUN_SCRIPT = '''"""Run model.onnx, which lies beside this file; needs only onnxruntime and numpy.
+
+python run.py input.npy    one .npy file per input of the model, the first axis is the batch
+python run.py              random input of the right shape
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
+          "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(uint8)": "uint8",
+          "tensor(int8)": "int8", "tensor(bool)": "bool"}
+
+
+def random_input(spec):
+    """A batch of one; other axes of open length get 8."""
+    default = [1] + [8] * len(spec.shape)
+    shape = [size if isinstance(size, int) else default[axis] for axis, size in enumerate(spec.shape)]
+    dtype = np.dtype(DTYPES[spec.type])
+    if dtype.kind == "f":
+        return np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    return np.zeros(shape, dtype)  # an index that every vocabulary has
+
+
+def main(paths):
+    session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"), providers=["CPUExecutionProvider"])
+    specs = session.get_inputs()
+    if paths and len(paths) != len(specs):
+        sys.exit(f"the model has {len(specs)} input(s): {', '.join(s.name for s in specs)}; got {len(paths)} file(s)")
+    arrays = [np.load(path) for path in paths] or [random_input(spec) for spec in specs]
+    feeds = {s.name: a.astype(DTYPES[s.type], copy=False) for s, a in zip(specs, arrays)}
+    for spec, output in zip(session.get_outputs(), session.run(None, feeds)):
+        print(f"{spec.name}: shape {output.shape}, {output.dtype}")
+        if output.ndim == 2 and output.shape[1] > 1:
+            print(f"top class: {', '.join(str(c) for c in output.argmax(axis=1))}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+'''
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shipped:
+    """The model file of the bundle: its bytes, the measured artifact's, and its inputs as (name, type, shape)."""
+
+    size_bytes: int
+    artifact_bytes: int
+    inputs: tuple[tuple[str, str, tuple[int | str, ...]], ...]
+
+
+def write_bundle(point: FrontPoint, study: StudyRecord, *, workspace: Path, out: Path) -> Path:
+    """Write `model.onnx`, `plan.json`, `model_card.md`, `run.py` and, if they were kept, `weights.safetensors`.
+
+    Everything is written beside `out` and renamed at the end: a bundle is whole or not there.
+
+    Args:
+        point: what to take away; its artifact is relative to `workspace`.
+        out: a folder that does not exist yet, or is empty.
+    Returns:
+        `out`.
+    Raises:
+        UsageError: `out` is a file, or a folder with something in it.
+        NotFoundError: the artifact is not in the workspace.
+    """
+    artifact = _artifact(point, study, workspace)
+    _check_target(out)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        shipped = _write_model(artifact, partial / "model.onnx", _provenance(point, study))
+        plan = json.dumps(point.plan.to_dict(), indent=2) + "\n"
+        (partial / "plan.json").write_text(plan, encoding="utf-8")
+        (partial / "model_card.md").write_text(_card(point, study, shipped), encoding="utf-8")
+        (partial / "run.py").write_text(RUN_SCRIPT, encoding="utf-8")
+        if (weights := artifact.with_name("weights.safetensors")).is_file():
+            shutil.copyfile(weights, partial / weights.name)
+        if out.is_dir():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return out
+
+
+def _artifact(point: FrontPoint, study: StudyRecord, workspace: Path) -> Path:
+    root = workspace.resolve()
+    path = (root / point.artifact).resolve()
+    if not path.is_relative_to(root) or not path.is_file():
+        raise NotFoundError(
+            f"the file of trial {point.trial} of {study.name!r} is not in the workspace: {point.artifact}; "
+            "was it moved or deleted? `autocompress front` lists what is there"
+        )
+    return path
+
+
+def _check_target(out: Path) -> None:
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise UsageError(f"{out} is not empty; name a new folder, or delete this one first")
+    elif out.exists() or out.is_symlink():
+        raise UsageError(f"{out} is a file; name a folder for the bundle")
+
+
+def _provenance(point: FrontPoint, study: StudyRecord) -> dict[str, str]:
+    return {
+        "autocompress.study": study.name,
+        "autocompress.trial": str(point.trial),
+        "autocompress.seed": str(study.seed),
+        "autocompress.config_hash": study.config_hash,
+        "autocompress.versions": json.dumps(study.versions, sort_keys=True, separators=(",", ":")),
+    }
+
+
+def _write_model(artifact: Path, target: Path, provenance: dict[str, str]) -> _Shipped:
+    import onnx  # an import of a third of a second, and only a bundle needs it
+
+    original = artifact.read_bytes()
+    model = onnx.load_from_string(original)
+    known = {entry.key for entry in model.metadata_props}
+    extra = onnx.ModelProto()
+    for key, value in provenance.items():
+        if key not in known:
+            extra.metadata_props.add(key=key, value=value)
+    target.write_bytes(original + extra.SerializeToString())
+    return _Shipped(size_bytes=target.stat().st_size, artifact_bytes=len(original), inputs=_inputs(model))
+
+
+def _inputs(model: Any) -> tuple[tuple[str, str, tuple[int | str, ...]], ...]:
+    import onnx
+
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found = []
+    for value in model.graph.input:
+        if value.name not in stored:
+            tensor = value.type.tensor_type
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+            shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
+            found.append((value.name, dtype, shape))
+    return tuple(found)
+
+
+def _card(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
+    sections = [
+        f"# {study.name}, trial {point.trial}",
+        _headline(point, study),
+        "## What was measured",
+        _metrics(point, study, shipped),
+        "Every number is of the exported file, run by the target runtime. The plan was selected on validation data; "
+        "test data was looked at once, at the end.",
+        "## What is in the file",
+        _bytes(point, shipped),
+        "## What was done to the model",
+        "\n".join(f"- {line}" for line in plan_lines(point.plan)),
+        "`plan.json` names every group and layer.",
+        "## How to run it",
+        _usage(shipped),
+        "## Where it came from",
+        _origin(point, study),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _headline(point: FrontPoint, study: StudyRecord) -> str:
+    if study.baseline is None:
+        return "The study has no baseline to compare with."
+    text = words(point, study.baseline, direction=metric_direction(study))
+    return f"Against the dense model: {text}."
+
+
+def _metrics(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
+    base = study.baseline
+    metric = base.metric if base else str(study.config.get("task", {}).get("metric", "metric"))
+    rows = ["| | this model | dense baseline | |", "|---|---|---|---|"]
+    for split, label in (("val", "validation"), ("test", "test")):
+        value, reference = getattr(point, split), getattr(base, split, None)
+        count = samples_of(study, split)
+        shown = _with_interval(value, count, metric)
+        rows.append(
+            f"| {metric_name(metric)}, {label} | {shown} | {_with_interval(reference, count, metric)} "
+            f"| {_lost(value, reference, study)} |"
+        )
+    low, high = point.latency_ratio_ci
+    tie = "; as fast within noise" if is_latency_tie(point) else ""
+    rows += [
+        f"| file | {format_bytes(shipped.artifact_bytes)} | {format_bytes(base.size_bytes) if base else '-'} | "
+        f"{f'{base.size_bytes / shipped.artifact_bytes:.2f}x smaller' if base else ''} |",
+        f"| after zlib | {format_bytes(point.compressed_bytes)} | - | |",
+        f"| latency | {format_ms(point.latency_ms)} | {format_ms(base.latency_ms) if base else '-'} "
+        f"| ratio {point.latency_ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}{tie} |",
+        f"| parameters | {point.params:,} | {f'{base.params:,}' if base else '-'} | |",
+        f"| MACs for one sample | {point.macs:,} | {f'{base.macs:,}' if base else '-'} | |",
+    ]
+    return "\n".join(rows)
+
+
+def _with_interval(value: float | None, samples: int | None, metric: str) -> str:
+    if value is None:
+        return "not measured"
+    span = interval(value, samples, metric)
+    of = f", n = {samples}" if samples else ""
+    return f"{value:.4f} (95 % {span[0]:.4f} to {span[1]:.4f}{of})" if span else f"{value:.4g}{of}"
+
+
+def _lost(value: float | None, reference: float | None, study: StudyRecord) -> str:
+    if value is None or reference is None:
+        return ""
+    direction = metric_direction(study)
+    drop = metric_drop(value, reference, direction=direction)
+    return f"{format_drop(abs(drop), direction=direction)} {'worse' if drop > 0 else 'better'}" if drop else "the same"
+
+
+def _bytes(point: FrontPoint, shipped: _Shipped) -> str:
+    added = shipped.size_bytes - shipped.artifact_bytes
+    lines = [
+        f"The measured artifact has {shipped.artifact_bytes:,} bytes. `model.onnx` here has {shipped.size_bytes:,}: "
+        f"the same bytes, and {added:,} of provenance behind them. Graph and weights are unchanged."
+    ]
+    if shipped.artifact_bytes != point.size_bytes:
+        lines.append(f"**The study recorded {point.size_bytes:,} bytes: the file was changed since it was measured.**")
+    return "\n\n".join(lines)
+
+
+def _usage(shipped: _Shipped) -> str:
+    inputs = [f"`{name}`: {dtype}, [{', '.join(str(s) for s in shape)}]" for name, dtype, shape in shipped.inputs]
+    feeds = ", ".join(f'"{name}": np.load("{name}.npy")' for name, _, _ in shipped.inputs)
+    code = [
+        "import numpy as np",
+        "import onnxruntime",
+        'session = onnxruntime.InferenceSession("model.onnx")',
+        f"outputs = session.run(None, {{{feeds}}})",
+        "print(outputs[0].shape)",
+    ]
+    listed = "\n".join(f"- {line}" for line in inputs)
+    script = "`python run.py` does the same from the command line, on random input if no file is named."
+    return "\n\n".join(["```python\n" + "\n".join(code) + "\n```", "Inputs:\n\n" + listed, script])
+
+
+def _origin(point: FrontPoint, study: StudyRecord) -> str:
+    device = study.device
+    rows = {
+        "study": f"{study.name}, created {study.created}",
+        "trial": f"{point.trial} ({point.origin})",
+        "seed": str(study.seed),
+        "configuration": study.config_hash,
+        "device": f"{device.name}, {device.runtime}, threads {device.threads}, batch {device.batch}; "
+        f"{device.description or 'not described'}",
+        "data": ", ".join(f"{split} {count}" for split, count in study.data_sizes.items()) or "sizes unknown",
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(study.versions.items())) or "unknown",
+    }
+    notes = list(study.facts.notes) if study.facts else []
+    return "\n".join([f"- {name}: {value.strip()}" for name, value in rows.items()] + [f"- note: {n}" for n in notes])

@@ -1,0 +1,117 @@
+"""Scores every channel of every group on the dense network: the lowest go first.
+
+One pass over some training data is enough for all criteria, and the scores depend on no plan, so
+they are computed once and shared by all trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.plan import Importance
+from autocompress.records import GroupFacts
+from autocompress.space.groups import build_graph, full_group
+from autocompress.space.layers import CONVS
+
+Saliency = dict[nn.Module, Tensor]
+
+
+def score_channels(
+    model: nn.Module,
+    groups: Sequence[GroupFacts],
+    criterion: Importance,
+    batches: Sequence[tuple[tuple[Tensor, ...], Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    *,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Importance of every channel, [channels] per group, mean 1 over the group's layers.
+
+    Args:
+        model: dense, in eval mode; its parameters come back unchanged.
+        criterion: "l1" and "l2" sum |w| and w^2; "taylor" sums |w dL/dw| and "fisher" (w dL/dw)^2 over
+            batches; "activation" takes the mean absolute output; "bn_scale" the batch-norm factor;
+            "random" is what the others must beat.
+        batches: (inputs, targets); used by "taylor", "fisher" and "activation".
+        loss: of (outputs, targets), averaged over the batch.
+    Source: Molchanov et al. 2019, arXiv:1906.10771 (first-order Taylor, squared in their equation 8).
+    """
+    if criterion == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return {g.name: torch.rand(g.channels, generator=generator) for g in groups}
+    saliency = _saliency(model, criterion, batches, loss)
+    example = tuple(t[:2] for t in batches[0][0])
+    graph = build_graph(model, example)
+    modules = dict(model.named_modules())
+    return {g.name: _group_score(full_group(graph, modules[g.name]), saliency, g.channels) for g in groups}
+
+
+def _saliency(model: nn.Module, criterion: Importance, batches: Any, loss: Any) -> Saliency:
+    """Per module the saliency of its weights (shaped like them) or of its output channels ([out])."""
+    if criterion == "activation":
+        return _activation(model, batches)
+    if criterion == "bn_scale":
+        norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.affine)
+        return {m: m.weight.detach().abs() for m in norms}
+    layers = [m for m in model.modules() if isinstance(m, (*CONVS, nn.Linear))]
+    if criterion in ("l1", "l2"):
+        return {m: m.weight.detach().abs().pow(1 if criterion == "l1" else 2) for m in layers}
+    power = 1 if criterion == "taylor" else 2
+    total = {m: torch.zeros_like(m.weight) for m in layers}
+    for inputs, targets in batches:
+        grads = torch.autograd.grad(loss(model(*inputs), targets), [m.weight for m in layers], allow_unused=True)
+        for module, grad in zip(layers, grads, strict=True):
+            if grad is not None:
+                total[module] += (module.weight.detach() * grad).abs().pow(power)
+    return total
+
+
+def _activation(model: nn.Module, batches: Any) -> Saliency:
+    total: Saliency = {}
+
+    def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+        channels = output.movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
+        total[module] = total.get(module, 0) + channels.flatten(1).abs().mean(1)
+
+    # after the norm where there is one: what the next layer sees
+    kinds = (nn.modules.batchnorm._NormBase, *CONVS, nn.Linear)
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, kinds)]
+    try:
+        with torch.no_grad():
+            for inputs, _ in batches:
+                model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def _group_score(group: Any, saliency: Saliency, channels: int) -> Tensor:
+    score = torch.zeros(channels)
+    for item in group:
+        module, handler = item.dep.target.module, item.dep.handler
+        if module not in saliency:
+            continue
+        roots = item.root_idxs
+        values = _per_channel(saliency[module].cpu(), into=_prunes_inputs(handler), size=len(item.idxs))
+        if values is None or any(r is None for r in roots) or max(item.idxs) >= len(values):
+            continue
+        values = values[torch.as_tensor(item.idxs)]
+        score.scatter_add_(0, torch.as_tensor(roots), values / values.mean().clamp_min(1e-20))
+    return score / score.mean().clamp_min(1e-20)
+
+
+def _per_channel(saliency: Tensor, *, into: bool, size: int) -> Tensor | None:
+    """Sum a weight's saliency over everything but its output (or input) channels; vectors are per output already."""
+    if saliency.ndim == 1:
+        return None if into else saliency
+    return saliency.movedim(1, 0).flatten(1).sum(1) if into else saliency.flatten(1).sum(1)
+
+
+def _prunes_inputs(handler: Any) -> bool:
+    return "in_channels" in getattr(handler, "__name__", "")

@@ -1,0 +1,141 @@
+"""Rounds weights to a few bits: symmetric integers with one scale per output channel.
+
+Works as a parametrization on any Conv or Linear, so nothing is traced and training goes on
+through the rounding. What the integers become in a file is decided in `export/`; activations are
+quantized there too, by the runtime's own tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_CLIP_SHARES = torch.linspace(0.3, 1.0, 36)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedWeight:
+    """The integers of one layer's weight and what to multiply them by.
+
+    Attributes:
+        integers: int8, shaped like the weight [out, in / groups, *kernel], in [-limit, limit].
+        scale: float32 [out], above 0.
+        bits: 2, 3, 4 or 8.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    bits: int
+
+    def dequantize(self) -> Tensor:
+        """The float weight that the integers stand for."""
+        return self.integers.to(torch.float32) * _as_column(self.scale, self.integers.ndim)
+
+
+def limit_for(bits: int) -> int:
+    """Largest magnitude at `bits`: 2^(bits-1) - 1, so that zero is exact and both signs reach as far."""
+    return 2 ** (bits - 1) - 1
+
+
+def search_scale(weight: Tensor, bits: int) -> Tensor:
+    """The scale per output channel with the least squared rounding error, [out].
+
+    A grid of clip points from 0.3 to 1.0 of the channel's largest magnitude is tried; a channel of
+    zeros gets scale 1.
+
+    Args:
+        weight: [out, ...].
+    """
+    flat = weight.detach().float().flatten(1)
+    limit = limit_for(bits)
+    peak = flat.abs().amax(1)
+    peak = torch.where(peak > 0, peak, torch.full_like(peak, limit))
+    best, best_error = peak / limit, torch.full_like(peak, torch.inf)
+    for share in _CLIP_SHARES:
+        scale = peak * share / limit
+        rounded = (flat / scale[:, None]).round().clamp(-limit, limit) * scale[:, None]
+        error = (rounded - flat).pow(2).sum(1)
+        better = error < best_error
+        best, best_error = torch.where(better, scale, best), torch.where(better, error, best_error)
+    return best
+
+
+class FakeQuantize(nn.Module):
+    """Parametrization that rounds a weight and lets gradients through, to the weight and to the scale.
+
+    Args:
+        weight: the float weight the scale is searched for.
+        bits: 2, 3, 4 or 8.
+    Source: Esser et al. 2020, arXiv:1902.08153 (learned step size); the scale is kept as a logarithm,
+        which stays positive and trains with the weights' own learning rate.
+    """
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.log_scale = nn.Parameter(search_scale(weight, bits).log())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        limit = limit_for(self.bits)
+        scale = _as_column(self.log_scale.exp(), weight.ndim)
+        steps = (weight / scale).clamp(-limit, limit)
+        return (steps + (steps.round() - steps).detach()) * scale
+
+    @torch.no_grad()
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        """The integers and scale that `forward` stands for."""
+        limit = limit_for(self.bits)
+        scale = self.log_scale.detach().exp().float()
+        integers = (weight.float() / _as_column(scale, weight.ndim)).clamp(-limit, limit).round()
+        return QuantizedWeight(integers=integers.to(torch.int8), scale=scale, bits=self.bits)
+
+
+def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int]) -> nn.Module:
+    """Put a `FakeQuantize` on every layer with at most 8 bits, in place.
+
+    Raises:
+        ValueError: a layer is not in the model.
+    """
+    modules = dict(model.named_modules())
+    for name, bits in weight_bits.items():
+        if name not in modules:
+            raise ValueError(f"weight_bits names {name!r}, which is not a layer of the model")
+        if bits <= 8:
+            layer = modules[name]
+            parametrize.register_parametrization(layer, "weight", FakeQuantize(layer.weight, bits))
+    return model
+
+
+def float_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under their plain names, with the float weights behind any rounding."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("parametrizations.weight.0.log_scale"):
+            continue
+        state[name.replace("parametrizations.weight.original", "weight")] = tensor.detach().contiguous().clone()
+    return state
+
+
+def settle_weights_(model: nn.Module) -> dict[str, QuantizedWeight]:
+    """Replace every quantized weight by the float values it stands for, in place, and return the integers."""
+    settled: dict[str, QuantizedWeight] = {}
+    for name, module in model.named_modules():
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        fake = module.parametrizations.weight[0]  # type: ignore[union-attr,index]
+        if not isinstance(fake, FakeQuantize):
+            continue
+        quantized = fake.quantize(module.parametrizations.weight.original.detach())  # type: ignore[union-attr]
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        with torch.no_grad():
+            module.weight.copy_(quantized.dequantize())
+        settled[name] = quantized
+    return settled
+
+
+def _as_column(values: Tensor, ndim: int) -> Tensor:
+    return values.reshape(-1, *[1] * (ndim - 1))

@@ -1,0 +1,89 @@
+"""Quantizes activations to uint8 with ONNX Runtime's own quantizer, keeping our integers for the weights.
+
+The ranges come from running calibration samples through the float graph. Weights are given to the
+quantizer with the scales they were trained with, so it arrives at the same integers.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, create_calibrator
+from onnxruntime.quantization.calibrate import TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+Ranges = dict[str, tuple[float, float]]
+# Everything that stands between convolutions; layers of other kinds stay float.
+OPS = (
+    "Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool",
+    "ReduceMean", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Flatten", "Slice", "Gather", "Resize", "Pad",
+)  # fmt: skip
+
+
+class _Samples(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self._batches = iter(batches)
+
+    def get_next(self) -> Any:
+        return next(self._batches, None)
+
+
+def calibrate(model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]]) -> Ranges:
+    """Smallest and largest value of every activation over the calibration batches.
+
+    Args:
+        model: float graph.
+        batches: inputs by name, each [batch, ...].
+    """
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
+        path = Path(folder) / "float.onnx"
+        onnx.save(model, path)
+        calibrator = create_calibrator(
+            path, list(OPS), augmented_model_path=str(Path(folder) / "augmented.onnx"), calibrate_method=CalibrationMethod.MinMax
+        )
+        calibrator.collect_data(_Samples(batches))
+        data = calibrator.compute_data()
+    return {name: (float(np.min(t.range_value[0])), float(np.max(t.range_value[1]))) for name, t in data.items()}
+
+
+def quantize_activations(
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    scales: Mapping[str, tuple[np.ndarray, int]],
+    keep_float: Sequence[str],
+) -> onnx.ModelProto:
+    """QDQ graph: uint8 activations with a zero point, int8 weights per output channel.
+
+    Args:
+        model: float graph; it is changed.
+        ranges: as `calibrate` gives them.
+        scales: initializer name to (scale [out], axis of the output channels).
+        keep_float: names of nodes that are left alone.
+    """
+    model = onnx.shape_inference.infer_shapes(model)
+    overrides = {
+        name: [{"axis": axis, "quant_type": QuantType.QInt8, "scale": s, "zero_point": np.int8(0)} for s in scale.astype(np.float32)]
+        for name, (scale, axis) in scales.items()
+    }
+    logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
+    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+        nodes_to_quantize=[],
+        nodes_to_exclude=list(keep_float),
+        op_types_to_quantize=list(OPS),
+        extra_options={"TensorQuantOverrides": overrides, "QuantizeBias": False, "QDQDisableWeightAdjustForInt32Bias": True},
+    )
+    quantizer.quantize_model()
+    return quantizer.model.model

@@ -1,0 +1,115 @@
+"""Folds batch norms into the layers before them, float weights and integers alike.
+
+Multiplying an output channel by a constant leaves its integers as they are: only the scale
+changes, and a negative constant flips their signs. So rounding survives the fold exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from autocompress.compress.quantize import QuantizedWeight
+from autocompress.space.layers import CONVS
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+def find_pairs(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
+    """(layer, batch norm) wherever one forward hands a layer's output straight to a batch norm.
+
+    A pair is kept only if each of the two runs once and the folded network computes the same.
+
+    Args:
+        model: in eval mode.
+        example: the inputs of one forward, each [batch, ...].
+    """
+    candidates = _observe(model, example)
+    with torch.no_grad():
+        wanted = model(*example)
+        if _same(fold(model, candidates)[0](*example), wanted):
+            return candidates
+        return tuple(pair for pair in candidates if _same(fold(model, (pair,))[0](*example), wanted))
+
+
+def fold(
+    model: nn.Module, pairs: Pairs, quantized: Mapping[str, QuantizedWeight] | None = None
+) -> tuple[nn.Module, dict[str, QuantizedWeight]]:
+    """A copy of `model` without the paired batch norms, and the integers under their new scales.
+
+    Args:
+        model: in eval mode, weights settled (no parametrizations).
+        quantized: integers per layer, as `settle_weights_` gives them.
+    """
+    folded = copy.deepcopy(model)
+    integers = dict(quantized or {})
+    modules = dict(folded.named_modules())
+    for layer_name, norm_name in pairs:
+        layer, norm = modules[layer_name], modules[norm_name]
+        _fold_pair_(layer, norm)
+        _replace_(folded, norm_name, nn.Identity())
+        if layer_name in integers:
+            integers[layer_name] = _rescale(integers[layer_name], norm)
+    return folded, integers
+
+
+def _fold_pair_(layer: Any, norm: Any) -> None:
+    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+    layer.weight, layer.bias = fuse(
+        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+
+
+def _rescale(quantized: QuantizedWeight, norm: Any) -> QuantizedWeight:
+    with torch.no_grad():
+        gain = (norm.running_var + norm.eps).rsqrt()
+        factor = gain if norm.weight is None else gain * norm.weight
+        sign = factor.sign().to(torch.int8).reshape(-1, *[1] * (quantized.integers.ndim - 1))
+        scale = torch.where(factor == 0, torch.ones_like(factor), quantized.scale * factor.abs())
+        return QuantizedWeight(integers=quantized.integers * sign, scale=scale, bits=quantized.bits)
+
+
+def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
+    produced: dict[int, str] = {}
+    kept: list[Tensor] = []  # ids stay unique only while the tensors live
+    runs: Counter[str] = Counter()
+    pairs: list[tuple[str, str]] = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            runs[name] += 1
+            if isinstance(module, _BatchNorm):
+                before = produced.get(id(inputs[0]))
+                if before is not None and module.running_mean is not None:
+                    pairs.append((before, name))
+            elif isinstance(output, Tensor):
+                produced[id(output)] = name
+                kept.append(output)
+
+        return hook
+
+    watched = [(n, m) for n, m in model.named_modules() if isinstance(m, (*CONVS, nn.Linear, _BatchNorm))]
+    handles = [m.register_forward_hook(watch(n)) for n, m in watched]
+    try:
+        with torch.no_grad():
+            model(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(pair for pair in pairs if runs[pair[0]] == 1 and runs[pair[1]] == 1)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * max(1.0, b.abs().max().item())))
+
+
+def _replace_(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

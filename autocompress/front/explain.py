@@ -1,0 +1,158 @@
+"""What was won, in words, and how sure we are of it. Text and intervals only, nothing is chosen here."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from autocompress.front.hypervolume import Direction, metric_drop
+from autocompress.plan import CompressionPlan
+from autocompress.records import Baseline, FrontPoint
+
+_Z95 = 1.959963984540054
+
+
+def words(point: FrontPoint, baseline: Baseline, *, direction: Direction = "maximize") -> str:
+    """What the point won and lost against the baseline, for example "7.1x smaller and 2.3x faster for 0.4 points".
+
+    The loss is on test data if both have it, else on validation data. A latency whose interval holds the
+    baseline's own is a tie and is called one.
+    """
+    if point.origin == "baseline":
+        return "the baseline itself"
+    size, size_won = _compared(point.size_bytes / baseline.size_bytes, "smaller", "larger", "the same size")
+    speed, speed_won = _speed(point)
+    quality, quality_won = _quality(point, baseline, direction)
+    won = [text for text, is_won in ((size, size_won), (speed, speed_won)) if is_won is True]
+    tied = [text for text, is_won in ((size, size_won), (speed, speed_won)) if is_won is None]
+    lost = [text for text, is_won in ((size, size_won), (speed, speed_won)) if is_won is False]
+    if quality_won:
+        won.append(quality)
+    sentence = " and ".join([", ".join(won[:-1]), won[-1]] if len(won) > 1 else won)
+    for joint, texts in ((", ", tied), (" but " if won else ", ", lost)):
+        for text in texts:
+            sentence = f"{sentence}{joint}{text}" if sentence else text
+            joint = " and "
+    if quality_won:
+        return sentence
+    return f"{sentence}{'' if not tied and not lost else ','} {quality}"
+
+
+def is_latency_tie(point: FrontPoint) -> bool:
+    """Whether the 95 % interval of the latency ratio holds 1: as fast as the baseline, as far as was measured."""
+    low, high = point.latency_ratio_ci
+    return low <= 1 <= high
+
+
+def judged_on_test(point: FrontPoint, baseline: Baseline) -> bool:
+    """Whether the loss of this point can be told on test data: both it and the baseline were looked at."""
+    return point.test is not None and baseline.test is not None
+
+
+def wilson_interval(share: float, samples: int) -> tuple[float, float]:
+    """95 % interval of a share of `samples` independent trials, for example of an accuracy.
+
+    Raises:
+        ValueError: the share is not in [0, 1], or there are no samples.
+    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
+    """
+    if not 0 <= share <= 1 or samples < 1:
+        raise ValueError(f"a share in [0, 1] of at least one sample was expected, got {share} of {samples}")
+    spread = _Z95**2 / samples
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
+
+
+def plan_lines(plan: CompressionPlan) -> list[str]:
+    """The plan for people, one choice a line; nothing that was left alone is named."""
+    lines = []
+    if pruned := [(ratio, group) for group, ratio in plan.prune_ratio.items() if ratio > 0]:
+        shares = [ratio for ratio, _ in pruned]
+        spread = f"{min(shares):.0%} to {max(shares):.0%}" if max(shares) - min(shares) > 0.005 else f"{shares[0]:.0%}"
+        lines.append(f"pruned: {spread} of the channels in {_count(len(pruned), 'group')} ({plan.importance})")
+    counts = Counter(bits for bits in plan.weight_bits.values() if bits < 32)
+    if counts:
+        parts = ", ".join(f"{bits} bits in {_count(counts[bits], 'layer')}" for bits in sorted(counts))
+        lines.append(f"weights: {parts}")
+    if plan.activations != "float":
+        lines.append(f"activations: {plan.activations}")
+    if not lines:
+        lines.append("dense: nothing pruned, float weights")
+    if plan.trains:
+        distill = plan.distill
+        lines.append(f"distilled: temperature {distill.temperature:g}, weight {distill.weight:g}")
+        lines.append(f"learning rate: {plan.learning_rate:g}")
+    return lines
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Three digits and a decimal unit: 61.0 kB is 61,000 bytes, as in a study file."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor * 0.9995:
+            value = size_bytes / factor
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds below two minutes, then minutes, then hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def format_ms(latency_ms: float) -> str:
+    """Three digits that count, also where the last is a zero."""
+    if not (math.isfinite(latency_ms) and latency_ms > 0):
+        return f"{latency_ms:g} ms"
+    return f"{latency_ms:.{max(0, 2 - math.floor(math.log10(latency_ms)))}f} ms"
+
+
+def metric_name(metric: str) -> str:
+    """The metric as a word: the function of "module:function", and no underscores."""
+    return metric.rpartition(":")[2].replace("_", " ")
+
+
+def format_drop(drop: float, *, direction: Direction = "maximize") -> str:
+    """A drop with its unit: points (hundredths) of a maximised metric, percent of a minimised one."""
+    unit = "points" if direction == "maximize" else "%"
+    digits = 2 if abs(drop) < 0.0095 else 1
+    return f"{drop * 100:.{digits}f} {unit}" if abs(drop) >= 5e-5 else f"0 {unit}"
+
+
+def _compared(ratio: float, better: str, worse: str, same: str) -> tuple[str, bool | None]:
+    """Text for candidate / baseline, and whether it is won, lost (False) or even (None)."""
+    if ratio <= 0:
+        return f"immeasurably {better}", True
+    if abs(ratio - 1) < 0.005:
+        return same, None
+    factor, word = (1 / ratio, better) if ratio < 1 else (ratio, worse)
+    if factor < 1.1:
+        return f"{abs(1 - ratio):.0%} {word}", ratio < 1
+    return f"{factor:.1f}x {word}" if factor < 9.95 else f"{factor:.0f}x {word}", ratio < 1
+
+
+def _speed(point: FrontPoint) -> tuple[str, bool | None]:
+    if is_latency_tie(point):
+        return "as fast within noise", None
+    return _compared(point.latency_ratio, "faster", "slower", "as fast")
+
+
+def _quality(point: FrontPoint, baseline: Baseline, direction: Direction) -> tuple[str, bool]:
+    """Text for the change of the metric, and whether it is a gain."""
+    name = metric_name(baseline.metric)
+    if point.test is not None and baseline.test is not None:
+        drop = metric_drop(point.test, baseline.test, direction=direction)
+    else:
+        drop = metric_drop(point.val, baseline.val, direction=direction)
+    if abs(drop) < 5e-5:
+        return f"at the same {name}", False
+    amount = format_drop(abs(drop), direction=direction)
+    if direction == "maximize":
+        return (f"{amount} better in {name}", True) if drop < 0 else (f"for {amount} of {name}", False)
+    return (f"{amount} less {name}", True) if drop < 0 else (f"for {amount} more {name}", False)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,229 @@
+"""How good an artifact is: the runtime's outputs on given inputs, and a metric over them.
+
+Only numpy and ONNX Runtime, so that a device without torch computes the same number. Which data is
+looked at, and when, is decided by the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.config import BUILTIN_METRICS
+from autocompress.errors import UsageError
+
+Array = NDArray[Any]
+Direction = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A number over (outputs, targets), and which way is better.
+
+    Attributes:
+        name: as in the study file.
+        direction: "maximize" or "minimize".
+        function: called with outputs [n, ...] and targets [n, ...] as arrays; returns a number.
+    """
+
+    name: str
+    direction: Direction
+    function: Callable[[Array, Array], Any]
+
+    def __call__(self, outputs: Array, targets: Array) -> float:
+        """The metric as a finite float.
+
+        Raises:
+            ValueError: outputs and targets have different lengths, or none.
+            UsageError: the function returns something else than a finite number.
+        """
+        if len(outputs) != len(targets) or len(targets) == 0:
+            raise ValueError(
+                f"{self.name} needs as many outputs as targets and at least one, got {len(outputs)} and {len(targets)}"
+            )
+        try:
+            value = float(self.function(outputs, targets))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"the metric {self.name} raised {error}; it must return one number") from error
+        if not math.isfinite(value):
+            raise UsageError(f"the metric {self.name} gave {value}; it must return a finite number")
+        return value
+
+
+def metric_for(name_or_callable: str | Callable[[Array, Array], Any], direction: Direction | None = None) -> Metric:
+    """The metric of a built-in name or of a function.
+
+    Args:
+        name_or_callable: one of `BUILTIN_METRICS`, or a function of (outputs, targets).
+        direction: required for a function; built-in metrics know theirs.
+    Raises:
+        UsageError: an unknown name, a function without a direction, or a direction that contradicts a built-in.
+    """
+    if callable(name_or_callable):
+        name = getattr(name_or_callable, "__name__", type(name_or_callable).__name__)
+        if direction is None:
+            raise UsageError(f'the metric {name} has no direction; set task.direction to "maximize" or "minimize"')
+        return Metric(name=name, direction=direction, function=name_or_callable)
+    if name_or_callable not in _BUILTINS:
+        known = ", ".join(BUILTIN_METRICS)
+        raise UsageError(f"unknown metric {name_or_callable!r}; known are {known}, or load a module:function first")
+    own, function = _BUILTINS[name_or_callable]
+    if direction not in (None, own):
+        raise UsageError(f"{name_or_callable} is to {own}, got the direction {direction!r}; leave task.direction out")
+    return Metric(name=name_or_callable, direction=own, function=function)
+
+
+def drop(metric: Metric, baseline: float, value: float) -> float:
+    """Loss of quality against the baseline; negative where `value` is better.
+
+    The difference for a maximised metric (0.01 is one point of accuracy), the relative increase for a minimised
+    one (0.01 is one percent more error), because errors have no scale of their own.
+    """
+    if metric.direction == "maximize":
+        return baseline - value
+    # A baseline without any error has no relative increase; a tiny divisor keeps the order and stays finite.
+    return (value - baseline) / max(abs(baseline), 1e-12)
+
+
+def accuracy(outputs: Array, targets: Array) -> float:
+    """Share of samples whose largest output is the target; outputs [n, classes], targets [n]."""
+    return float(np.mean(_predictions(outputs, targets) == targets))
+
+
+def balanced_accuracy(outputs: Array, targets: Array) -> float:
+    """Recall averaged over the classes that occur in `targets`."""
+    hits, actual, _ = _counts(outputs, targets)
+    present = actual > 0
+    return float(np.mean(hits[present] / actual[present]))
+
+
+def recall(outputs: Array, targets: Array) -> float:
+    """Recall averaged over the classes that occur in `targets` or were predicted (0 where only predicted).
+
+    Source: the macro average of scikit-learn 1.9, `recall_score(average="macro", zero_division=0)`.
+    """
+    hits, actual, predicted = _counts(outputs, targets)
+    seen = (actual + predicted) > 0
+    return float(np.mean(hits[seen] / np.maximum(actual[seen], 1)))
+
+
+def f1(outputs: Array, targets: Array) -> float:
+    """F1 = 2 hits / (actual + predicted), averaged over the classes that occur in `targets` or were predicted."""
+    hits, actual, predicted = _counts(outputs, targets)
+    seen = (actual + predicted) > 0
+    return float(np.mean(2 * hits[seen] / (actual + predicted)[seen]))
+
+
+def mse(outputs: Array, targets: Array) -> float:
+    """Mean squared error over all elements; [n, 1] against [n] counts as the same shape.
+
+    Raises:
+        UsageError: outputs and targets have different shapes.
+    """
+    if outputs.size != targets.size or len(outputs) != len(targets):
+        raise UsageError(
+            f"mse needs outputs shaped like the targets, got {outputs.shape} and {targets.shape}; change one of them"
+        )
+    # reshape, since [n, 1] - [n] would broadcast to [n, n]
+    difference = outputs.reshape(targets.shape).astype(np.float64) - targets
+    return float(np.mean(np.square(difference)))
+
+
+_BUILTINS: dict[str, tuple[Direction, Callable[[Array, Array], float]]] = {
+    "accuracy": ("maximize", accuracy),
+    "balanced_accuracy": ("maximize", balanced_accuracy),
+    "recall": ("maximize", recall),
+    "f1": ("maximize", f1),
+    "mse": ("minimize", mse),
+}
+
+
+def _predictions(outputs: Array, targets: Array) -> NDArray[np.int64]:
+    if outputs.ndim != 2 or outputs.shape[1] < 2 or targets.ndim != 1:
+        raise UsageError(
+            "a classification metric needs outputs [n, classes] with at least 2 classes and targets [n], "
+            f"got {list(outputs.shape)} and {list(targets.shape)}; use mse or a metric of your own"
+        )
+    if targets.max() >= outputs.shape[1]:
+        raise UsageError(
+            f"the model has {outputs.shape[1]} outputs but the targets go up to {int(targets.max())}; "
+            "give it one output per class"
+        )
+    predictions: NDArray[np.int64] = outputs.argmax(axis=1)
+    return predictions
+
+
+def _counts(outputs: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """Per class: hits, samples with that target, samples with that prediction."""
+    predictions = _predictions(outputs, targets)
+    classes = outputs.shape[1]
+    hits = np.bincount(targets[predictions == targets], minlength=classes)
+    return hits, np.bincount(targets, minlength=classes), np.bincount(predictions, minlength=classes)
+
+
+def predict(artifact: Path, inputs: Sequence[Array], *, threads: int, batch: int = 250) -> Array:
+    """Outputs of an ONNX file on all samples, computed by ONNX Runtime on the CPU.
+
+    Args:
+        artifact: the .onnx file.
+        inputs: one array [n, ...] per input of the graph, in its order.
+        threads: intra-op threads, at least 1.
+        batch: samples per run; the last run takes what is left.
+    Returns:
+        The first output, [n, ...].
+    Raises:
+        ValueError: the file does not load or run, the inputs do not match it, or an output is not finite.
+    """
+    if threads < 1 or batch < 1:
+        raise ValueError(f"threads and batch must be at least 1, got {threads} and {batch}")
+    lengths = {len(array) for array in inputs}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"every input needs the same number of samples and at least one, got {sorted(lengths)}")
+    session = _session(artifact, threads)
+    names = [entry.name for entry in session.get_inputs()]
+    if len(names) != len(inputs):
+        raise ValueError(f"{artifact} has the inputs {', '.join(names)}, got {len(inputs)} arrays; give one for each")
+    output, total = session.get_outputs()[0].name, lengths.pop()
+    parts = []
+    for start in range(0, total, batch):
+        feeds = {
+            name: np.ascontiguousarray(array[start : start + batch]) for name, array in zip(names, inputs, strict=True)
+        }
+        try:
+            parts.append(session.run([output], feeds)[0])
+        except Exception as error:  # the runtime's own exceptions share no other base
+            raise ValueError(f"{artifact} does not run: {_first_line(error)}") from error
+    outputs: Array = np.concatenate(parts)
+    finite = np.isfinite(outputs).reshape(total, -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"{artifact} gives NaN or infinite outputs on {total - int(finite.sum())} of {total} samples")
+    return outputs
+
+
+def _session(artifact: Path, threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    # Spinning threads would steal the cores from the training beside them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own exceptions share no other base
+        raise ValueError(f"ONNX Runtime cannot load {artifact}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,1 @@
+"""Winning accuracy back: the data a study works on, distillation, and the one training loop."""

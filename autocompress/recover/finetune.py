@@ -1,0 +1,250 @@
+"""The one training loop: recovers a pruned network, with rounded weights towards the end, or trains a teacher.
+
+It trains for a number of seconds, not of steps: the learning rate follows the share of the time that
+is spent, so a slow machine trains less but always to the end of its schedule.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compress.quantize import FakeQuantize, quantize_weights_
+from autocompress.plan import DistillPlan
+from autocompress.recover.data import Augment, Split, augment, batches
+from autocompress.recover.distill import recovery_loss
+
+_WARM_UP = 0.05  # share of the schedule
+_GUARD_S = 1.0
+_VIEWS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """How to train on this machine.
+
+    Attributes:
+        device: where the network trains.
+        bf16: run under bfloat16 autocast; a gain for dense convolutions, a loss for depthwise ones.
+        batch_size: samples per step.
+        guard: entered for about a second of training at a time, so that nobody times anything meanwhile.
+    """
+
+    device: torch.device
+    bf16: bool
+    batch_size: int
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingReport:
+    """What a training did. `curve`: (seconds, loss), thinned; `finite`: False if it diverged and was ended."""
+
+    steps: int
+    seconds: float
+    curve: tuple[tuple[float, float], ...]
+    finite: bool
+
+
+class TeacherOutputs:
+    """The teacher's outputs on the training data, computed on first use and kept.
+
+    All trials of a study visit the samples in the same order, so the first one pays for the teacher and
+    the others do not. With augmentation the data is seen in a few fixed views, each kept like data of its own.
+
+    Args:
+        teacher: in eval mode; None for training without one.
+        train: the training split.
+        kind: augmentation of the views; view 0 is always the data as it is.
+    """
+
+    def __init__(self, teacher: nn.Module | None, train: Split, *, kind: Augment, trainer: Trainer, seed: int) -> None:
+        self._teacher, self._trainer = teacher, trainer
+        self._views: list[tuple[Tensor, ...]] = [train.inputs]
+        if kind != "none":
+            for view in range(1, _VIEWS):
+                generator = torch.Generator().manual_seed(seed + view)
+                self._views.append(tuple(augment(t, kind, generator) for t in train.inputs))
+        self.train = train
+        self._outputs: list[Tensor | None] = [None] * len(self._views)
+        self._known = torch.zeros(len(self._views), len(train), dtype=torch.bool)
+
+    def batch(self, indices: Tensor, epoch: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """(inputs, targets, teacher's outputs) for [batch] indices; successive epochs see successive views."""
+        view = epoch % len(self._views)
+        inputs = tuple(t[indices] for t in self._views[view])
+        return inputs, self.train.targets[indices], self._soft(view, indices, inputs)
+
+    @torch.no_grad()
+    def _soft(self, view: int, indices: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        if self._teacher is None:
+            return None
+        missing = ~self._known[view, indices]
+        if missing.any():
+            fresh = _forward(self._teacher, tuple(t[missing] for t in inputs), self._trainer).float().cpu()
+            known = self._outputs[view]
+            if known is None:
+                known = self._outputs[view] = torch.zeros(self._known.shape[1], *fresh.shape[1:])
+            known[indices[missing]] = fresh
+            self._known[view, indices] = True
+        known = self._outputs[view]
+        assert known is not None
+        return known[indices]
+
+
+def finetune_(
+    model: nn.Module,
+    source: TeacherOutputs,
+    *,
+    trainer: Trainer,
+    seconds: float,
+    learning_rate: float,
+    distill: DistillPlan,
+    weight_bits: Mapping[str, int] | None = None,
+    quantize_from: float = 0.5,
+    seed: int = 0,
+    steps: int | None = None,
+    on_step: Callable[[float], None] = lambda share: None,
+) -> TrainingReport:
+    """Train `model` in place and leave it in eval mode on the CPU, weights quantized by parametrizations.
+
+    Args:
+        seconds: of training; the learning rate rises for 5 % of them and then falls to zero along a cosine.
+        learning_rate: its peak, for AdamW.
+        weight_bits: layers to round; those below 8 bits are rounded while training, the others afterwards.
+        quantize_from: share of the training after which rounding sets in, in [0, 1).
+        steps: count steps instead of seconds; for tests and for repeating a trial exactly.
+        on_step: called with the share that is done; what it raises ends the training.
+    """
+    bits = dict(weight_bits or {})
+    low_bits = {n: b for n, b in bits.items() if b < 8}
+    model.train().to(trainer.device)
+    if _has_images(model):
+        model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
+    clock = _Clock(seconds=seconds, steps=steps)
+    curve: list[tuple[float, float]] = []
+    finite, rounding = True, False
+    order = _epochs(source, trainer.batch_size, seed)
+    while (share := clock.share()) < 1 and finite:
+        with trainer.guard():
+            held = time.perf_counter()
+            while share < 1 and finite and time.perf_counter() - held < _GUARD_S:
+                if low_bits and not rounding and share >= quantize_from:
+                    _start_rounding_(model, low_bits, optimizer, learning_rate)
+                    rounding = True
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * _schedule(share)
+                loss = _step(model, optimizer, *source.batch(*next(order)), trainer=trainer, distill=distill)
+                finite = math.isfinite(loss)
+                clock.count += 1
+                curve.append((clock.elapsed(), loss))
+                on_step(share)
+                share = clock.share()
+    model.eval().to(torch.device("cpu")).to(memory_format=torch.contiguous_format)
+    quantize_weights_(model, bits if not rounding else {n: b for n, b in bits.items() if b >= 8})
+    return TrainingReport(steps=clock.count, seconds=clock.elapsed(), curve=_thin(curve), finite=finite)
+
+
+@torch.no_grad()
+def evaluate_in_torch(model: nn.Module, split: Split, trainer: Trainer) -> Tensor:
+    """Outputs of `model` (in eval mode) on a split, [n, ...], in batches; a guard, never a reported number."""
+    parts = [t.split(500) for t in split.inputs]
+    return torch.cat([_forward(model, inputs, trainer).float() for inputs in zip(*parts, strict=True)])
+
+
+def prefers_bf16(model: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether a training step under bfloat16 autocast is faster, by timing a few of each."""
+    took = {}
+    for bf16 in (False, True):
+        trainer = Trainer(device=device, bf16=bf16, batch_size=len(inputs[0]))
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            _forward(model, tuple(inputs), trainer).float().square().mean().backward()
+            times.append(time.perf_counter() - start)
+        took[bf16] = min(times)
+    model.zero_grad(set_to_none=True)
+    return took[True] < 0.95 * took[False]
+
+
+@dataclass(slots=True)
+class _Clock:
+    seconds: float
+    steps: int | None
+    count: int = 0
+    start: float = field(default_factory=time.perf_counter)
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.start
+
+    def share(self) -> float:
+        return self.count / self.steps if self.steps is not None else self.elapsed() / max(self.seconds, 1e-9)
+
+
+def _epochs(source: TeacherOutputs, batch_size: int, seed: int) -> Iterator[tuple[Tensor, int]]:
+    generator = torch.Generator().manual_seed(seed)
+    samples = len(source.train)
+    per_epoch = max(1, samples // min(batch_size, samples))
+    for count, indices in enumerate(batches(source.train, batch_size, generator)):
+        yield indices, count // per_epoch
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: tuple[Tensor, ...],
+    targets: Tensor,
+    soft: Tensor | None,
+    *,
+    trainer: Trainer,
+    distill: DistillPlan,
+) -> float:
+    outputs = _forward(model, inputs, trainer).float()
+    soft = None if soft is None else soft.to(trainer.device)
+    loss = recovery_loss(
+        outputs, targets.to(trainer.device), soft, temperature=distill.temperature, weight=distill.weight
+    )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _forward(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> Tensor:
+    moved = tuple(_channels_last(t.to(trainer.device)) for t in inputs)
+    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bf16):
+        result: Tensor = model(*moved)
+    return result
+
+
+def _start_rounding_(model: nn.Module, bits: Mapping[str, int], optimizer: torch.optim.Optimizer, rate: float) -> None:
+    quantize_weights_(model, bits)
+    scales = [m.log_scale for m in model.modules() if isinstance(m, FakeQuantize)]
+    optimizer.add_param_group({"params": scales, "lr": rate, "weight_decay": 0.0})
+
+
+def _schedule(share: float) -> float:
+    if share < _WARM_UP:
+        return share / _WARM_UP + 1e-3
+    return 0.5 * (1 + math.cos(math.pi * (share - _WARM_UP) / (1 - _WARM_UP))) + 1e-3
+
+
+def _has_images(model: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv2d) for m in model.modules())
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _thin(curve: list[tuple[float, float]], points: int = 60) -> tuple[tuple[float, float], ...]:
+    step = max(1, len(curve) // points)
+    return tuple((round(s, 3), round(loss, 5)) for s, loss in curve[::step])

@@ -1,0 +1,177 @@
+"""Finds the groups: layers whose channels must shrink together.
+
+Torch-Pruning follows the forward once and says which layers are coupled; this module names each
+group after its first layer, sets the widths a group may have, and leaves out, with the reason,
+what cannot be pruned. It does not prune; `compress/prune.py` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from autocompress.records import GroupFacts, Skip
+from autocompress.space.layers import CONVS
+
+ROOT_TYPES = (*CONVS, nn.Linear)
+_NORMS_WITH_GROUPS = (nn.GroupNorm,)
+
+
+def build_graph(model: nn.Module, example: Sequence[Tensor]) -> Any:
+    """Torch-Pruning's dependency graph of `model`, which must be in eval mode.
+
+    Args:
+        example: the inputs of one forward, each [batch, ...].
+    Raises:
+        ValueError: the forward cannot be followed; the text says why.
+    """
+    was = [p.requires_grad for p in model.parameters()]
+    try:
+        for parameter in model.parameters():  # the graph is read off autograd's
+            parameter.requires_grad_(True)
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            return tp.DependencyGraph().build_dependency(
+                model, example_inputs=tuple(example), forward_fn=lambda m, inputs: m(*inputs)
+            )
+    except Exception as error:
+        raise ValueError(f"its forward cannot be followed: {_first_line(error)}") from error
+    finally:
+        for parameter, grad in zip(model.parameters(), was, strict=True):
+            parameter.requires_grad_(grad)
+
+
+def full_group(graph: Any, root: nn.Module) -> Any:
+    """All channels of the group that starts at `root`: pairs of dependency and channel indices."""
+    pruner = graph.get_pruner_of_module(root)
+    return graph.get_pruning_group(root, pruner.prune_out_channels, list(range(pruner.get_out_channels(root))))
+
+
+def channel_blocks(group: Any) -> int:
+    """Into how many equal blocks a group's channels fall that must each lose the same channels.
+
+    More than 1 with grouped convolutions and group norms: with 8 channels in 2 blocks, removing
+    channel 1 means removing 1 and 5.
+    """
+    blocks = 1
+    for dep, _ in group:
+        module = dep.target.module
+        if isinstance(module, CONVS) and 1 < module.groups < module.out_channels:
+            blocks = max(blocks, module.groups)
+        elif isinstance(module, _NORMS_WITH_GROUPS):
+            blocks = max(blocks, module.num_groups)
+    return blocks
+
+
+def granule_for(channels: int, round_to: int, blocks: int = 1) -> int:
+    """Step of the widths a group may have: a divisor of `channels` and a multiple of `blocks`.
+
+    It is `round_to` for wide groups and its half, quarter and so on where that would leave fewer than four
+    widths: 64 channels go in steps of 8, 24 and 16 in steps of 4.
+    """
+    step = round_to
+    while step > 1 and (4 * step > channels or channels % step or step % blocks):
+        step //= 2
+    return step if step % blocks == 0 else blocks
+
+
+def find_groups(
+    model: nn.Module, example: Sequence[Tensor], *, round_to: int = 8, skip: tuple[str, ...] = ()
+) -> tuple[list[GroupFacts], list[Skip]]:
+    """Groups in the order of the model, and what cannot be pruned with the reason.
+
+    Args:
+        model: in eval mode; it is not changed.
+        example: the inputs of one forward, each [batch, ...].
+        round_to: widths are multiples of this where a group has at least four times as many channels.
+        skip: names of layers whose groups are left alone.
+    """
+    model = copy.deepcopy(model).eval()
+    try:
+        graph = build_graph(model, example)
+    except ValueError as error:
+        return [], [Skip(name="(whole model)", what="prune", reason=str(error))]
+    names = {module: name for name, module in model.named_modules()}
+    order = list(names.values())
+    outputs = _output_layers(graph)
+    groups: list[GroupFacts] = []
+    skips: list[Skip] = []
+    for group in graph.get_all_groups(root_module_types=list(ROOT_TYPES)):
+        roots = [d.target.module for d, _ in group if graph.is_out_channel_pruning_fn(d.handler)]
+        layers = tuple(sorted({names[m] for m in roots if isinstance(m, ROOT_TYPES)}, key=order.index))
+        name = min(layers, key=order.index)
+        channels = len(group[0].idxs)
+        granule = granule_for(channels, round_to, channel_blocks(group))
+        reason = ""
+        if any(m in outputs for m in roots):
+            reason = "its channels are the outputs of the network"
+        elif any(layer in skip for layer in layers):
+            reason = "listed under skip in the study file"
+        elif channels < 2 * granule:
+            reason = f"{channels} channels are too few to remove any"
+        if reason:
+            skips.append(Skip(name=name, what="prune", reason=reason))
+        else:
+            groups.append(GroupFacts(name=name, channels=channels, granule=granule, layers=layers))
+    groups.sort(key=lambda g: order.index(g.name))
+    return _keep_what_works(model, example, groups, skips)
+
+
+def _output_layers(graph: Any) -> set[nn.Module]:
+    """Layers that nothing with weights follows: walk back from the ends of the graph to the first layers."""
+    found: set[nn.Module] = set()
+    pending = [n for n in graph.module2node.values() if not n.outputs]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if isinstance(node.module, ROOT_TYPES):
+            found.add(node.module)
+            continue
+        for before in node.inputs:
+            if before not in seen:
+                seen.add(before)
+                pending.append(before)
+    return found
+
+
+def _keep_what_works(
+    model: nn.Module, example: Sequence[Tensor], groups: list[GroupFacts], skips: list[Skip]
+) -> tuple[list[GroupFacts], list[Skip]]:
+    """Prune for a try: all groups at once, and one by one if that breaks the forward."""
+    if _breaks(model, example, groups) is None:
+        return groups, skips
+    kept: list[GroupFacts] = []
+    for group in groups:
+        if reason := _breaks(model, example, [group]):
+            skips.append(Skip(name=group.name, what="prune", reason=reason))
+        elif (reason := _breaks(model, example, [*kept, group])) is not None:
+            skips.append(Skip(name=group.name, what="prune", reason=f"not together with others: {reason}"))
+        else:
+            kept.append(group)
+    return kept, skips
+
+
+def _breaks(model: nn.Module, example: Sequence[Tensor], groups: list[GroupFacts]) -> str | None:
+    from autocompress.compress.prune import remove_channels_
+
+    trial = copy.deepcopy(model)
+    try:
+        with torch.no_grad():
+            before = trial(*example).shape
+            remove = {g.name: list(range(g.granule)) for g in groups}
+            remove_channels_(trial, example, remove)
+            after = trial(*example).shape
+    except Exception as error:
+        return f"the forward fails once channels are removed: {_first_line(error)}"
+    return None if before == after else f"the output changes from {tuple(before)} to {tuple(after)}"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]

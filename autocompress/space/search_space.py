@@ -1,0 +1,170 @@
+"""The space of plans: names and ranges of every parameter, and the way from parameters to a plan and back.
+
+Two views of the same plans. *Raw*: one prune ratio per group, one bit width per layer, and the
+settings of the recovery, under names that never change. *Knobs*: a handful of shared dials that are
+decoded to a full plan, for samplers that have few trials to learn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from autocompress.config import SpaceConfig
+from autocompress.plan import CompressionPlan, DistillPlan
+from autocompress.records import GroupFacts, ModelFacts
+
+# Uniform plans that everybody would try, the most telling first: (share removed, bits).
+SWEEP = ((0.5, 4), (0.5, 8), (0.7, 4), (0.3, 4), (0.7, 8), (0.3, 8), (0.0, 4))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One dimension: `choices`, or a float from `low` to `high` in steps of `step` (None: continuous)."""
+
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """What a study searches: the ranges of the study file over the layers and groups of the model."""
+
+    config: SpaceConfig
+    facts: ModelFacts
+
+    def raw(self) -> dict[str, Parameter]:
+        """Every searched parameter by its lasting name; what has a single choice is left out."""
+        found = {f"prune_ratio/{g.name}": self._ratios(g) for g in self.facts.groups}
+        found |= {f"weight_bits/{n.name}": Parameter(choices=self.config.weight_bits) for n in self.facts.layers}
+        return _searched(found | self._shared())
+
+    def knobs(self) -> dict[str, Parameter]:
+        """The dials of `from_knobs`."""
+        found = {
+            "knob/prune_level": Parameter(high=self.config.max_prune_ratio),
+            "knob/prune_slope": Parameter(low=-0.6, high=0.6),
+            "knob/prune_coupled": Parameter(low=-0.6, high=0.3),
+            "knob/bits": Parameter(choices=self.config.weight_bits),
+            "knob/bits_ends": Parameter(choices=(0, 1)),
+        }
+        return _searched(found | self._shared())
+
+    def decode(self, params: Mapping[str, Any]) -> CompressionPlan:
+        """The plan of raw parameters; one that is not given takes its first choice, ratios 0.
+
+        Ratios are moved to the nearest width that the group may have, so the plan says exactly what is removed.
+        """
+        ratios = {g.name: snap(g, params.get(f"prune_ratio/{g.name}", 0.0)) for g in self.facts.groups}
+        first = self.config.weight_bits[0]
+        bits = {n.name: params.get(f"weight_bits/{n.name}", first) for n in self.facts.layers}
+        return self._plan(ratios, bits, params)
+
+    def encode(self, plan: CompressionPlan) -> dict[str, Any] | None:
+        """Raw parameters of a plan, or None where it lies outside of the space."""
+        values: dict[str, Any] = {
+            "activations": plan.activations,
+            "importance": plan.importance,
+            "distill/temperature": plan.distill.temperature,
+            "distill/weight": plan.distill.weight,
+            "learning_rate": plan.learning_rate,
+        }
+        values |= {f"prune_ratio/{g.name}": plan.prune_ratio.get(g.name, 0.0) for g in self.facts.groups}
+        values |= {f"weight_bits/{n.name}": plan.weight_bits.get(n.name, 32) for n in self.facts.layers}
+        raw = self.raw()
+        inside = all(not p.choices or values[n] in p.choices for n, p in raw.items())
+        inside = inside and all(p.choices or values[n] <= p.high + 1e-9 for n, p in raw.items())
+        return {n: values[n] for n in raw} if inside else None
+
+    def from_knobs(self, knobs: Mapping[str, Any]) -> CompressionPlan:
+        """Decode dials to a plan.
+
+        `prune_level` is the mean share removed; `prune_slope` above 0 takes more from late groups;
+        `prune_coupled` below 0 takes less from groups that tie several layers together;
+        `bits_ends` 1 keeps the first and the last layer at 8 bits at least.
+        """
+        ratios: dict[str, float] = {}
+        count = len(self.facts.groups)
+        for index, group in enumerate(self.facts.groups):
+            depth = 2 * index / max(1, count - 1) - 1
+            factor = 1 + knobs.get("knob/prune_slope", 0.0) * depth
+            if len(group.layers) > 1:
+                factor *= 1 + knobs.get("knob/prune_coupled", 0.0)
+            ratio = min(self.config.max_prune_ratio, max(0.0, knobs.get("knob/prune_level", 0.0) * factor))
+            ratios[group.name] = snap(group, ratio)
+        base = knobs.get("knob/bits", self.config.weight_bits[0])
+        bits = {n.name: base for n in self.facts.layers}
+        if bits and knobs.get("knob/bits_ends", 1):
+            for end in (self.facts.layers[0].name, self.facts.layers[-1].name):
+                bits[end] = max(8, base)
+        return self._plan(ratios, bits, knobs)
+
+    def references(self) -> list[tuple[str, CompressionPlan]]:
+        """The plans that every study evaluates first: fp16, post-training int8 and the uniform sweep."""
+        names = [n.name for n in self.facts.layers]
+        plain = self.decode({})
+        fixed: dict[str, Any] = {
+            "importance": plain.importance, "distill": plain.distill, "learning_rate": plain.learning_rate,
+        }  # fmt: skip
+        found = [
+            ("fp16", CompressionPlan(weight_bits=dict.fromkeys(names, 16), **fixed)),
+            ("int8", CompressionPlan(weight_bits=dict.fromkeys(names, 8), activations="uint8", **fixed)),
+        ]
+        for ratio, base in SWEEP:
+            knobs = {"knob/prune_level": ratio, "knob/bits": base, "knob/bits_ends": 1, "activations": "uint8"}
+            plan = self.from_knobs(knobs)
+            if all(plan != other for _, other in found):
+                found.append((f"uniform {ratio:.0%} pruned, {base} bits", plan))
+        return found
+
+    def _ratios(self, group: GroupFacts) -> Parameter:
+        # Decimal, so that the highest value is the same multiple of the step to the last digit
+        step = group.granule / group.channels
+        steps = 0
+        while steps + 1 < group.channels // group.granule and (steps + 1) * step <= self.config.max_prune_ratio + 1e-9:
+            steps += 1
+        return Parameter(high=float(Decimal(str(step)) * steps), step=step)
+
+    def _shared(self) -> dict[str, Parameter]:
+        return {
+            "activations": Parameter(choices=self.config.activations),
+            "importance": Parameter(choices=self.config.importance),
+            "distill/temperature": Parameter(choices=self.config.temperature),
+            "distill/weight": Parameter(choices=self.config.distill_weight),
+            "learning_rate": Parameter(choices=self.config.learning_rate),
+        }
+
+    def _plan(self, ratios: dict[str, float], bits: dict[str, int], values: Mapping[str, Any]) -> CompressionPlan:
+        return CompressionPlan(
+            prune_ratio=ratios,
+            weight_bits=bits,
+            activations=values.get("activations", self.config.activations[-1]),
+            importance=values.get("importance", self.config.importance[0]),
+            distill=DistillPlan(
+                temperature=values.get("distill/temperature", self.config.temperature[len(self.config.temperature) // 2]),
+                weight=values.get("distill/weight", self.config.distill_weight[0]),
+            ),
+            learning_rate=values.get("learning_rate", self.config.learning_rate[0]),
+        )
+
+
+def width_after(group: GroupFacts, ratio: float) -> int:
+    """Channels a group keeps: the multiple of its granule nearest to `channels * (1 - ratio)`, at least one granule.
+
+    A group with 64 channels in steps of 8 keeps 40 at a ratio of 0.4.
+    """
+    steps = round(group.channels * (1 - ratio) / group.granule)
+    return min(group.channels, max(1, steps) * group.granule)
+
+
+def snap(group: GroupFacts, ratio: float) -> float:
+    """The share that is really removed when `ratio` is asked for."""
+    return 1 - width_after(group, ratio) / group.channels
+
+
+def _searched(parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+    return {n: p for n, p in parameters.items() if len(p.choices) > 1 or (not p.choices and p.high > p.low)}

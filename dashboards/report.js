@@ -1,0 +1,91 @@
+// Draws the figures of the report, keeps them in the page's colours, and switches between points of the front.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("report-data").textContent);
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  function themed(layout) {
+    const ink = color("--plot-ink"), grid = color("--plot-grid");
+    const next = { ...layout, font: { ...layout.font, color: ink } };
+    next.hoverlabel = { ...layout.hoverlabel, bgcolor: color("--card"), bordercolor: color("--line") };
+    next.hoverlabel.font = { ...next.hoverlabel.font, color: color("--ink") };
+    for (const key of Object.keys(layout)) {
+      if (/^[xy]axis\d*$/.test(key)) next[key] = { ...layout[key], gridcolor: grid, color: ink };
+    }
+    if (layout.scene) {
+      next.scene = { ...layout.scene };
+      for (const axis of ["xaxis", "yaxis", "zaxis"]) {
+        next.scene[axis] = { ...layout.scene[axis], gridcolor: color("--plot-mesh"), zerolinecolor: color("--plot-mesh"), color: ink };
+      }
+    }
+    return next;
+  }
+
+  function draw(name) {
+    const place = document.getElementById(`figure-${name}`), figure = data.figures[name];
+    if (!place || !figure) return;
+    Plotly.react(place, figure.data, themed(figure.layout), data.config);
+  }
+
+  function drawAll() {
+    for (const name of Object.keys(data.figures)) draw(name);
+  }
+
+  function fillTable(point) {
+    const body = document.querySelector("#layer-table tbody");
+    if (!body) return;
+    body.replaceChildren(...data.layers.map((layer, i) => {
+      const row = document.createElement("tr");
+      const removed = layer.channels ? 100 * (1 - point.kept[i] / layer.channels) : 0;
+      const cells = [layer.name, layer.kind, layer.group, layer.channels, point.kept[i], `${removed.toFixed(0)}%`, point.bits[i], layer.skip];
+      cells.forEach((text, column) => {
+        const cell = document.createElement(column === 0 ? "th" : "td");
+        if (column === 0) cell.scope = "row";
+        if (column < 3 || column === 7) cell.className = "text";
+        cell.textContent = text;
+        row.append(cell);
+      });
+      return row;
+    }));
+  }
+
+  function fillFigure(point) {
+    const figure = data.figures.layers;
+    if (!figure) return;
+    const removed = data.layers.map((layer, i) => (layer.channels ? 100 * (1 - point.kept[i] / layer.channels) : 0));
+    const [share, bits] = figure.data;
+    const hover = data.layers.map((layer, i) => {
+      const name = layer.name.replaceAll("<", "&lt;"), why = layer.skip.replaceAll("<", "&lt;");
+      const text = `${name}: ${point.kept[i]} of ${layer.channels} channels kept, ${point.bits[i]} bits`;
+      return why ? `${text}<br>left as it is: ${why}` : text;
+    });
+    figure.data = [
+      { ...share, x: removed, text: removed.map((r) => (r ? `${r.toFixed(0)} %` : "")), hovertext: hover },
+      { ...bits, x: point.bits, text: point.bits.map(String), hovertext: hover, marker: { color: point.bits.map((b) => data.bit_colors[b]) } },
+    ];
+    draw("layers");
+  }
+
+  function choose(trial) {
+    for (const box of document.querySelectorAll("[data-plan]")) box.hidden = Number(box.dataset.plan) !== trial;
+    const point = data.points.find((p) => p.trial === trial);
+    if (!point) return;
+    fillTable(point);
+    fillFigure(point);
+  }
+
+  drawAll();
+  const select = document.getElementById("point-select");
+  if (select) {
+    choose(Number(select.value));
+    select.addEventListener("change", () => choose(Number(select.value)));
+    for (const button of document.querySelectorAll(".pick")) {
+      button.addEventListener("click", () => {
+        select.value = button.dataset.trial;
+        choose(Number(select.value));
+        document.getElementById("point").scrollIntoView({ behavior: "smooth" });
+      });
+    }
+  }
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+})();

@@ -1,0 +1,131 @@
+"""The sentence for a point, and the small texts around it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from front_factories import BASELINE, make_point
+
+from autocompress.front.explain import (
+    format_bytes,
+    format_drop,
+    format_duration,
+    format_ms,
+    is_latency_tie,
+    plan_lines,
+    wilson_interval,
+    words,
+)
+from autocompress.plan import CompressionPlan, DistillPlan
+
+SIZE = BASELINE.size_bytes
+TIE: dict[str, Any] = {"latency_ratio": 0.99, "latency_ratio_ci": (0.97, 1.01)}
+SLOWER: dict[str, Any] = {"latency_ratio": 1.4, "latency_ratio_ci": (1.38, 1.42)}
+FASTER: dict[str, Any] = {"latency_ratio": 1 / 2.3, "latency_ratio_ci": (0.42, 0.44)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"size_bytes": SIZE // 7, "test": 0.974, **FASTER},
+            "7.0x smaller and 2.3x faster for 0.40 points of accuracy",
+        ),
+        ({"size_bytes": SIZE // 7, "test": 0.978, **FASTER}, "7.0x smaller and 2.3x faster at the same accuracy"),
+        (
+            {"size_bytes": SIZE // 7, "test": 0.980, **FASTER},
+            "7.0x smaller, 2.3x faster and 0.20 points better in accuracy",
+        ),
+        (
+            {"size_bytes": SIZE // 7, "test": 0.958, **TIE},
+            "7.0x smaller, as fast within noise, for 2.0 points of accuracy",
+        ),
+        (
+            {"size_bytes": SIZE // 7, "test": 0.958, **SLOWER},
+            "7.0x smaller but 1.4x slower, for 2.0 points of accuracy",
+        ),
+        ({"size_bytes": SIZE * 2, "test": 0.978, **FASTER}, "2.3x faster but 2.0x larger, at the same accuracy"),
+        ({"size_bytes": SIZE * 2, "test": 0.958, **SLOWER}, "2.0x larger and 1.4x slower, for 2.0 points of accuracy"),
+        ({"size_bytes": SIZE, "test": 0.978, **TIE}, "the same size and as fast within noise, at the same accuracy"),
+        (
+            {"size_bytes": int(SIZE * 0.97), "test": 0.978, **TIE},
+            "3% smaller, as fast within noise, at the same accuracy",
+        ),
+        ({"size_bytes": SIZE // 12, "test": 0.978, **FASTER}, "12x smaller and 2.3x faster at the same accuracy"),
+    ],
+)
+def test_a_point_is_told_in_one_honest_sentence(changes: dict[str, Any], expected: str) -> None:
+    assert words(make_point(**changes), BASELINE) == expected
+
+
+def test_without_test_values_the_loss_is_on_validation() -> None:
+    point = make_point(val=0.971, test=None, size_bytes=SIZE // 2, **FASTER)
+    assert words(point, BASELINE) == "2.0x smaller and 2.3x faster for 1.0 points of accuracy"
+
+
+def test_a_minimised_metric_is_told_in_percent() -> None:
+    base = replace(BASELINE, metric="mse", val=2.0, test=None)
+    worse, better = (make_point(val=v, test=None, size_bytes=SIZE // 2, **FASTER) for v in (2.06, 1.9))
+    assert words(worse, base, direction="minimize") == "2.0x smaller and 2.3x faster for 3.0 % more mse"
+    assert words(better, base, direction="minimize") == "2.0x smaller, 2.3x faster and 5.0 % less mse"
+
+
+def test_a_metric_of_ones_own_is_called_by_its_function() -> None:
+    base = replace(BASELINE, metric="my_metrics:top_five")
+    assert words(make_point(test=0.968), base).endswith("for 1.0 points of top five")
+
+
+def test_the_baseline_is_called_itself() -> None:
+    assert words(make_point(origin="baseline"), BASELINE) == "the baseline itself"
+
+
+@pytest.mark.parametrize(("ci", "tie"), [((0.9, 1.0), True), ((1.0, 1.1), True), ((0.9, 0.999), False)])
+def test_an_interval_that_holds_one_is_a_tie(ci: tuple[float, float], tie: bool) -> None:
+    assert is_latency_tie(make_point(latency_ratio_ci=ci)) is tie
+
+
+def test_the_wilson_interval_has_its_published_values() -> None:
+    # Newcombe 1998, table I: 81 of 263.
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(1.0, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
+    assert wilson_interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
+@pytest.mark.parametrize(("share", "samples"), [(1.2, 10), (0.5, 0)])
+def test_an_interval_of_nothing_is_refused(share: float, samples: int) -> None:
+    with pytest.raises(ValueError, match="share"):
+        wilson_interval(share, samples)
+
+
+def test_units_carry_three_honest_digits() -> None:
+    assert [format_bytes(n) for n in (999, 1000, 61_044, 999_900, 1_094_138, 2.5e9)] == [
+        "999 B",
+        "1.00 kB",
+        "61.0 kB",
+        "1.00 MB",
+        "1.09 MB",
+        "2.50 GB",
+    ]
+    assert [format_ms(t) for t in (0.1, 0.0878, 12.34, 118.2)] == ["0.100 ms", "0.0878 ms", "12.3 ms", "118 ms"]
+    assert [format_duration(s) for s in (3.14, 90, 600, 9000)] == ["3.1 s", "90 s", "10.0 min", "2.5 h"]
+    assert format_drop(-0.004) == "-0.40 points"
+    assert format_drop(0.0) == "0 points"
+
+
+def test_a_plan_is_told_in_lines_that_name_only_what_was_done() -> None:
+    plan = CompressionPlan(
+        prune_ratio={"a": 0.25, "b": 0.5, "c": 0.0},
+        weight_bits={"x": 4, "y": 8, "z": 4, "w": 32},
+        activations="uint8",
+        distill=DistillPlan(temperature=2, weight=0.5),
+    )
+    assert plan_lines(plan) == [
+        "pruned: 25% to 50% of the channels in 2 groups (l2)",
+        "weights: 4 bits in 2 layers, 8 bits in 1 layer",
+        "activations: uint8",
+        "distilled: temperature 2, weight 0.5",
+        "learning rate: 0.002",
+    ]
+    assert plan_lines(CompressionPlan()) == ["dense: nothing pruned, float weights"]

@@ -1,0 +1,120 @@
+"""The figures draw the facts they were given: values, intervals and roles."""
+
+from __future__ import annotations
+
+import pytest
+from front_factories import BASELINE, make_facts, make_study, make_trial, make_trials
+
+from autocompress import figures
+from autocompress.front.summary import front_facts, layer_rows
+from autocompress.plan import CompressionPlan
+from autocompress.records import TrialState
+
+FACTS = front_facts(make_study(), make_trials())
+
+
+def traces(figure: object) -> dict[str, object]:
+    return {trace.name: trace for trace in figure.data}  # type: ignore[attr-defined]
+
+
+def test_no_figure_offers_to_send_itself_anywhere() -> None:
+    assert figures.FIGURE_CONFIG["showSendToCloud"] is False
+    assert figures.FIGURE_CONFIG["plotlyServerURL"] == ""
+    assert figures.FIGURE_CONFIG["displaylogo"] is False
+
+
+def test_every_measured_trial_is_drawn_once_and_the_baseline_by_its_own_mark() -> None:
+    drawn = traces(figures.plot_trade_off(FACTS, "size"))
+    names = ("dominated", "anchor, dominated", "front, validation", "front, anchor")
+    numbers = sorted(n for name in names for n in drawn[name].customdata)  # type: ignore[attr-defined]
+    assert numbers == [p.point.trial for p in FACTS.points if p.point.origin != "baseline"]
+    baseline = drawn["baseline"]
+    assert (baseline.x[0], baseline.y[0]) == (BASELINE.size_bytes / 1000, 0.0)  # type: ignore[attr-defined]
+
+
+def test_anchors_keep_their_symbol_on_the_front() -> None:
+    trials = [make_trial(1, 0.97, 200_000, 0.5, origin="anchor"), make_trial(2, 0.96, 100_000, 0.5)]
+    drawn = traces(figures.plot_trade_off(front_facts(make_study(), trials), "size"))
+    assert list(drawn["front, anchor"].customdata) == [1]  # type: ignore[attr-defined]
+    assert list(drawn["front, validation"].customdata) == [2]  # type: ignore[attr-defined]
+    assert drawn["front, anchor"].marker.symbol == "square"  # type: ignore[attr-defined]
+
+
+def test_the_line_falls_as_the_file_grows() -> None:
+    line = traces(figures.plot_trade_off(FACTS, "size"))["front of these two"]
+    assert list(line.x) == sorted(line.x)  # type: ignore[attr-defined]
+    assert list(line.y) == sorted(line.y, reverse=True)  # type: ignore[attr-defined]
+
+
+def test_whiskers_are_the_measured_latency_interval_and_the_binomial_one() -> None:
+    study = make_study(data_sizes={"val": 180})
+    facts = front_facts(study, [make_trial(1, 0.931, 200_000, 0.5)])
+    front = traces(figures.plot_trade_off(facts, "latency"))["front, validation"]
+    assert front.error_x.array[0] == pytest.approx(0.309 * 0.5 * 0.02)  # type: ignore[attr-defined]
+    assert front.error_x.arrayminus[0] == pytest.approx(0.309 * 0.5 * 0.02)  # type: ignore[attr-defined]
+    up, down = front.error_y.array[0], front.error_y.arrayminus[0]  # type: ignore[attr-defined]
+    assert up > down > 0  # a loss can be larger than it looks, more than it can be smaller
+    assert front.y[0] == pytest.approx(5.0)  # type: ignore[attr-defined]
+
+
+def test_test_values_are_apart_from_validation_values() -> None:
+    facts = front_facts(make_study(), [make_trial(1, 0.971, 200_000, 0.5, test=0.958)])
+    drawn = traces(figures.plot_trade_off(facts, "size"))
+    assert drawn["front, validation"].y[0] == pytest.approx(1.0)  # type: ignore[attr-defined]
+    assert drawn["front, test"].y[0] == pytest.approx(2.0)  # type: ignore[attr-defined]
+    assert drawn["front, test"].marker.symbol == "diamond-open"  # type: ignore[attr-defined]
+
+
+def test_stopped_trials_are_not_drawn() -> None:
+    trials = [make_trial(1, 0.97, 200_000, 0.5), make_trial(2, None, 1000, 0.1, state=TrialState.STOPPED)]
+    figure = figures.plot_objectives(front_facts(make_study(), trials))
+    assert sum(len(trace.x) for trace in figure.data) == 2  # the trial and the baseline
+
+
+def test_hover_text_names_trial_plan_and_interval_and_escapes_what_a_user_named() -> None:
+    plan = CompressionPlan(prune_ratio={"<b>": 0.5}, weight_bits={"a": 4})
+    facts = front_facts(make_study(), [make_trial(7, 0.971, 61_044, 0.5, plan=plan)])
+    text = figures.hover_text(facts.points[0], facts)
+    for part in (
+        "trial 7",
+        "1.0 points",
+        "61.0 kB",
+        "0.49 to 0.51 of the baseline",
+        "4 bits in 1 layer",
+        "pruned: 50%",
+    ):
+        assert part in text
+
+
+def test_the_layer_bars_hold_ratio_and_bits_in_the_order_of_the_model() -> None:
+    plan = CompressionPlan(prune_ratio={"conv1": 0.5}, weight_bits={"conv1": 8, "fc": 4})
+    rows = layer_rows(make_facts(), make_trial(1, 0.9, 1000, 0.5, plan=plan, widths={"conv1": 8}))
+    share, bits = figures.plot_layers(rows).data
+    assert share.y[0] == "conv1"
+    assert share.x[0] == 50.0
+    assert (bits.x[0], bits.x[-1]) == (8, 4)
+
+
+def test_the_budget_is_stacked_stage_by_stage() -> None:
+    figure = figures.plot_budget(FACTS)
+    study = {trace.name: trace.x[0] for trace in figure.data if trace.y[0] == "study"}
+    assert study == {"setup": 1.2, "teacher": 14.0, "baseline": 3.1, "search": 78.0, "final": 21.0}
+
+
+def test_the_hypervolume_starts_at_zero_and_has_the_budget_as_a_line() -> None:
+    figure = figures.plot_hypervolume(FACTS)
+    assert (figure.data[0].x[0], figure.data[0].y[0]) == (0.0, 0.0)
+    assert figure.layout.shapes[0].x0 == 120.0
+
+
+def test_nothing_measured_still_draws() -> None:
+    facts = front_facts(make_study(baseline=None, durations_s={}), [])
+    for figure in (
+        figures.plot_trade_off(facts, "size"),
+        figures.plot_trade_off(facts, "latency"),
+        figures.plot_objectives(facts),
+        figures.plot_hypervolume(facts),
+        figures.plot_budget(facts),
+        figures.plot_layers([]),
+    ):
+        assert figure.layout.height > 0
