@@ -73,7 +73,7 @@ class ModelConfig(Table):
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
     weights: str | None = Field(None, description="safetensors, or a state-dict .pt; omitted: the teacher is trained")
     epochs: int = Field(8, ge=1, description="epochs for training the teacher when no weights are given")
-    learning_rate: float = Field(0.1, gt=0, description="peak learning rate for training the teacher")
+    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate for training the teacher")
 
 
 class DataConfig(Table):

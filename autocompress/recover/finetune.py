@@ -119,7 +119,7 @@ def finetune_(
         learning_rate: its peak, for AdamW.
         weight_bits: layers to round; those below 8 bits are rounded while training, the others afterwards.
         quantize_from: share of the training after which rounding sets in, in [0, 1).
-        steps: count steps instead of seconds; for tests and for repeating a trial exactly.
+        steps: end after so many steps if that comes first; infinite `seconds` count steps alone.
         on_step: called with the share that is done; what it raises ends the training.
     """
     bits = dict(weight_bits or {})
@@ -185,7 +185,8 @@ class _Clock:
         return time.perf_counter() - self.start
 
     def share(self) -> float:
-        return self.count / self.steps if self.steps is not None else self.elapsed() / max(self.seconds, 1e-9)
+        by_time = self.elapsed() / max(self.seconds, 1e-9)
+        return by_time if self.steps is None else max(by_time, self.count / self.steps)
 
 
 def _epochs(source: TeacherOutputs, batch_size: int, seed: int) -> Iterator[tuple[Tensor, int]]:

@@ -6,8 +6,10 @@ Looks at modules only; nothing is traced, so a forward with control flow is no o
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from autocompress.records import LayerFacts, Skip
 
@@ -67,3 +69,27 @@ def _reason_to_skip(name: str, module: nn.Module, uses: Counter[int], skip: tupl
     if uses[id(module.weight)] > 1:
         return "its weight is shared with another layer"
     return ""
+
+
+def count_macs(model: nn.Module, example: Sequence[Tensor]) -> int:
+    """Multiply-accumulates of all Conv and Linear layers for one sample.
+
+    Args:
+        example: the inputs of one forward, each [batch, ...]; the count is divided by the batch.
+    """
+    total = 0
+
+    def hook(module: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module.weight, Tensor)
+        per_output = module.weight.numel() // module.weight.shape[0]  # [out, in / groups, *kernel]
+        total += output.numel() * per_output
+
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (*CONVS, nn.Linear))]
+    try:
+        with torch.no_grad():
+            model(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total // len(example[0])

@@ -1,0 +1,207 @@
+"""Evaluates one plan. The one place that knows the order of the stages.
+
+    prune -> emit untrained -> size, latency -> worth training? -> recover -> emit -> check -> quality
+
+Size and latency are exact before any training, so a plan that cannot enter the front costs a second.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from autocompress.compress.prune import prune
+from autocompress.compress.quantize import float_state, quantize_weights_, settle_weights_
+from autocompress.errors import AutocompressError, StageError
+from autocompress.export.artifact import emit
+from autocompress.export.check import check_artifact
+from autocompress.measure.size import compressed_bytes
+from autocompress.plan import CompressionPlan
+from autocompress.records import Latency, Measurement, TrialRecord, TrialState
+from autocompress.recover.finetune import TrainingReport, finetune_
+from autocompress.search.stopping import Constraints, Rival, judge
+from autocompress.space.layers import count_macs
+from autocompress.space.search_space import width_after
+from autocompress.study.prepare import Report, Task, load_state
+
+_CONTINUE_ROUNDING_FROM = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One trial to run.
+
+    Attributes:
+        train_s: seconds of training; `deadline`: monotonic seconds at which the trial must be over.
+        rivals: every trained trial so far.
+        latency: of this structure, if it was measured before.
+        continue_from: trial whose float weights are trained on; None starts from the teacher's.
+        anchor: evaluated whatever the stop rule says.
+    """
+
+    trial: int
+    plan: CompressionPlan
+    origin: str
+    train_s: float
+    deadline: float
+    rivals: tuple[Rival, ...] = ()
+    constraints: Constraints = Constraints()
+    latency: Latency | None = None
+    continue_from: int | None = None
+    anchor: bool = False
+
+
+def evaluate(task: Task, request: Request, report: Report) -> TrialRecord:
+    """Run one trial to its end, whatever that is; only our own bugs raise."""
+    plan, stages = request.plan, _Stages()
+    record = TrialRecord(
+        trial=request.trial, state=TrialState.FAILED, plan=plan, origin=request.origin, parent=request.continue_from,
+        widths={g.name: width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in task.facts.groups},
+    )  # fmt: skip
+    try:
+        return replace(_run(task, request, record, stages, report), durations_s=stages.seconds)
+    except StageError as error:
+        return replace(record, reason=str(error), durations_s=stages.seconds)
+
+
+def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, report: Report) -> TrialRecord:
+    plan, baseline = request.plan, task.baseline
+    folder = task.source.folder / f"trial-{request.trial}"
+    path = folder / "model.onnx"
+    with stages("prune"):
+        network = prune(task.model, plan, task.facts.groups, task.scores(plan.importance), task.example)
+    with stages("emit"):
+        sketch = _sketch(task, network, plan, path)
+    with stages("latency"):
+        latency = request.latency or task.device.measure(
+            path, task.source.workspace / baseline.artifact, baseline_ms=baseline.latency_ms
+        )
+    measured = Measurement(
+        val=None, size_bytes=len(sketch), compressed_bytes=compressed_bytes(sketch), latency=latency,
+        params=sum(p.numel() for p in network.parameters()), macs=count_macs(network, task.example),
+    )  # fmt: skip
+    record = replace(record, measurement=measured)
+    verdict = judge(
+        plan,
+        size_bytes=len(sketch),
+        latency_ms=latency.latency_ms,
+        size_ratio=len(sketch) / baseline.size_bytes,
+        latency_ratio=latency.ratio,
+        rivals=request.rivals,
+        constraints=request.constraints,
+    )
+    train_s = min(request.train_s, request.deadline - time.monotonic() - 2 * stages.total()) if plan.trains else 0.0
+    if not verdict.train and not request.anchor:
+        return _ended(record, path, TrialState.INFEASIBLE if verdict.infeasible else TrialState.STOPPED, verdict.reason)
+    if plan.trains and train_s < request.train_s / 2:
+        return _ended(record, path, TrialState.STOPPED, "too little time was left to train it")
+    with stages("train"):
+        training = _recover(task, network, request, train_s, report)
+    with stages("emit"):
+        weights = float_state(network)
+        artifact = emit(task.exporter, network, plan, settle_weights_(network), trained=True)
+        path.write_bytes(artifact)
+        save_file(weights, folder / "weights.safetensors")
+        (folder / "plan.json").write_text(json.dumps(plan.to_dict(), indent=1))
+    with stages("check"):
+        check_artifact(artifact, network, task.exporter.samples, exact=plan.activations == "float")
+    with stages("quality"):
+        val = task.quality(path, task.splits.val)
+    return replace(
+        record,
+        state=TrialState.COMPLETE,
+        measurement=replace(
+            measured, val=val, size_bytes=len(artifact), compressed_bytes=compressed_bytes(artifact)
+        ),
+        artifact=str(path.relative_to(task.source.workspace)),
+        learning_curve=training.curve if training else (),
+    )
+
+
+def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -> tuple[float, Latency]:
+    """A fresh latency and the one look at test data: (metric on test, latency)."""
+    latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms)
+    return task.quality(artifact, task.splits.test), latency
+
+
+def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -> bytes:
+    """Write and return the untrained artifact: the final one but for the values in it."""
+    rounded = quantize_weights_(copy.deepcopy(network), plan.weight_bits)
+    sketch = emit(task.exporter, rounded, plan, settle_weights_(rounded), trained=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sketch)
+    return sketch
+
+
+def _recover(
+    task: Task, network: nn.Module, request: Request, seconds: float, report: Report
+) -> TrainingReport | None:
+    plan = request.plan
+    if not plan.trains:
+        quantize_weights_(network, plan.weight_bits)
+        return None
+    if request.continue_from is not None:
+        network.load_state_dict(load_state(task.source.folder / f"trial-{request.continue_from}" / "weights.safetensors"))
+    said = time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal said
+        if time.monotonic() - said > 1:
+            said = time.monotonic()
+            report(f"trial {request.trial}: training, {share:.0%}")
+
+    outcome = finetune_(
+        network,
+        task.outputs,
+        trainer=task.trainer,
+        seconds=seconds,
+        learning_rate=plan.learning_rate,
+        distill=plan.distill,
+        weight_bits=plan.weight_bits,
+        quantize_from=0.5 if request.continue_from is None else _CONTINUE_ROUNDING_FROM,
+        seed=task.source.config.search.seed + (0 if request.continue_from is None else 1),
+        on_step=tell,
+    )
+    if not outcome.finite:
+        raise ValueError(f"training diverged after {outcome.steps} steps; a lower learning_rate may help")
+    return outcome
+
+
+def _ended(record: TrialRecord, path: Path, state: TrialState, reason: str) -> TrialRecord:
+    path.unlink(missing_ok=True)
+    if not any(path.parent.iterdir()):
+        path.parent.rmdir()
+    return replace(record, state=state, reason=reason)
+
+
+@dataclass(slots=True)
+class _Stages:
+    """Seconds per stage; what is raised inside of one becomes a `StageError` that names it."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        done = tuple(self.seconds)
+        start = time.monotonic()
+        try:
+            yield
+        except AutocompressError as error:
+            raise StageError(name, done, str(error)) from error
+        except Exception as error:
+            lines = str(error).strip().splitlines()
+            cause = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+            raise StageError(name, done, cause) from error
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start

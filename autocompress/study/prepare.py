@@ -1,0 +1,342 @@
+"""Everything that happens once per study before the first trial: data, teacher, space, baseline.
+
+Runs in the worker process. What it finds out is handed to the driver as plain facts; the heavy
+objects stay here, in a `Task`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.compress.importance import score_channels
+from autocompress.config import StudyConfig
+from autocompress.errors import UsageError
+from autocompress.export.artifact import Exporter, emit, make_exporter
+from autocompress.measure.device import Device, device_lock
+from autocompress.measure.local import LocalDevice, cores
+from autocompress.measure.quality import Metric, metric_for, predict
+from autocompress.plan import CompressionPlan, DistillPlan, Importance
+from autocompress.records import Baseline, ModelFacts
+from autocompress.recover.data import DataSplits, Split, data_digest, split_data
+from autocompress.recover.finetune import TeacherOutputs, Trainer, finetune_, prefers_bf16
+from autocompress.space.groups import find_groups
+from autocompress.space.layers import count_macs, find_layers
+from autocompress.zoo.factory import build_model, load_data, load_metric, load_weights
+
+Report = Callable[[str], None]
+_CALIBRATION = 256
+_IMPORTANCE_BATCHES = 8
+_TEACHER_SHARE = 1 / 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a study's model and data come from.
+
+    Attributes:
+        base: folder of the study file, importable while it is loaded.
+        pickled: model and data handed over from Python, written by this machine's own process; else None.
+        budget_s: of the whole study; training a teacher takes at most a third of it.
+    """
+
+    config: StudyConfig
+    workspace: Path
+    budget_s: float
+    base: Path | None = None
+    pickled: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the study's artifacts are."""
+        return self.workspace / "artifacts" / self.config.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the driver is told: facts of the model, the baseline, and seconds per stage."""
+
+    facts: ModelFacts
+    baseline: Baseline
+    data_sizes: dict[str, int]
+    durations_s: dict[str, float]
+    direction: str
+    device_description: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Task:
+    """What trials are evaluated with; lives as long as the worker process."""
+
+    source: Source
+    model: nn.Module
+    splits: DataSplits
+    metric: Metric
+    trainer: Trainer
+    outputs: TeacherOutputs
+    facts: ModelFacts
+    device: Device
+    exporter: Exporter
+    baseline: Baseline
+    _scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs for one small forward, each [2, ...]."""
+        return tuple(t[:2] for t in self.exporter.samples)
+
+    def scores(self, criterion: Importance) -> dict[str, Tensor]:
+        """Importance of every channel by `criterion`, computed on first use."""
+        if criterion not in self._scores:
+            self._scores[criterion] = score_channels(
+                self.model,
+                self.facts.groups,
+                criterion,
+                _some_batches(self.splits.train, self.trainer.batch_size),
+                _task_loss,
+                seed=self.source.config.search.seed,
+            )
+        return self._scores[criterion]
+
+    def quality(self, artifact: Path, split: Split) -> float:
+        """The metric of a file on a split, computed by the runtime."""
+        outputs = predict(
+            artifact,
+            [t.numpy() for t in split.inputs],
+            threads=cores(),
+            runtime=self.device.facts.runtime,
+        )
+        return self.metric(outputs, split.targets.numpy())
+
+
+def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Task, Prepared]:
+    """Load, check, train the teacher if there are no weights, find the space and measure the baseline.
+
+    Args:
+        known: the baseline on record when a study is taken up again; it is not measured twice.
+        report: told what is going on.
+    Raises:
+        UsageError: the model or the data cannot be used; nothing of the budget has gone into search yet.
+    """
+    config, clock = source.config, _Clock()
+    torch.manual_seed(config.search.seed)
+    torch.set_num_threads(cores())
+    report("loading data and model")
+    model, raw, metric = _load(source)
+    splits = split_data(raw, config=config.data, metric=config.task.metric, seed=config.search.seed)
+    _check_forward(model, splits)
+    device = LocalDevice(config.device)
+    trainer = _trainer(model, splits, config)
+    clock.lap("setup")
+    notes = [*splits.notes, *_provide_weights(model, source, splits, trainer, report)]
+    model.eval().requires_grad_(True)
+    clock.lap("teacher")
+    report("tracing the model and finding its groups")
+    samples = _spread(splits.train, _CALIBRATION)
+    exporter = make_exporter(model, samples)
+    facts = _find_facts(model, tuple(t[:2] for t in samples), config, notes)
+    clock.lap("setup")
+    report("measuring the baseline")
+    outputs = TeacherOutputs(
+        model, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed
+    )
+    task = Task(
+        source=source, model=model, splits=splits, metric=metric, trainer=trainer, outputs=outputs, facts=facts,
+        device=device, exporter=exporter, baseline=known or _no_baseline(metric),
+    )  # fmt: skip
+    if known is None:
+        task.baseline = _measure_baseline(task)
+    clock.lap("baseline")
+    sizes = {name: len(split) for name, split in splits.items()}
+    prepared = Prepared(
+        facts=facts, baseline=task.baseline, data_sizes=sizes, durations_s=clock.seconds,
+        direction=metric.direction, device_description=device.facts.description,
+    )  # fmt: skip
+    return task, prepared
+
+
+def _load(source: Source) -> tuple[nn.Module, Any, Metric]:
+    config = source.config
+    if source.pickled is not None:
+        model, raw, function = cloudpickle.loads(source.pickled.read_bytes())
+        function = function or config.task.metric
+    else:
+        model = build_model(config.model, base=source.base, seed=config.search.seed)
+        raw = load_data(config.data, base=source.base, seed=config.search.seed)
+        custom = ":" in config.task.metric
+        function = load_metric(config.task.metric, base=source.base) if custom else config.task.metric
+    if not any(True for _ in model.parameters()):
+        raise UsageError("the model has no parameters, so there is nothing to compress; give a trained network")
+    return model, raw, metric_for(function, config.task.direction)
+
+
+def _check_forward(model: nn.Module, splits: DataSplits) -> None:
+    example = tuple(t[:2] for t in splits.train.inputs)
+    try:
+        with torch.no_grad():
+            output = model.eval()(*example)
+    except Exception as error:
+        shapes = ", ".join(str(list(t.shape)) for t in example)
+        raise UsageError(
+            f"the model fails on a batch of the data with shape {shapes}: {type(error).__name__}: "
+            f"{str(error).splitlines()[0][:200] if str(error) else ''}; check that model and data belong together"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise UsageError(
+            f"the model returns a {type(output).__name__}, one tensor was expected; "
+            "wrap it in a module whose forward returns the logits alone"
+        )
+    if output.ndim < 1 or len(output) != 2:
+        raise UsageError(f"the model maps a batch of 2 to a tensor of shape {list(output.shape)}; keep the batch first")
+    if splits.classes is not None and (output.ndim != 2 or output.shape[1] < splits.classes):
+        raise UsageError(
+            f"the model gives outputs of shape {list(output.shape)} for a batch of 2, but the data has {splits.classes} "
+            "classes; one output per class was expected"
+        )
+
+
+def _trainer(model: nn.Module, splits: DataSplits, config: StudyConfig) -> Trainer:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = min(config.search.batch_size, len(splits.train))
+    inputs = tuple(t[:batch] for t in splits.train.inputs)
+    bf16 = prefers_bf16(model.train().to(device), inputs, device)
+    model.eval().cpu()
+    return Trainer(
+        device=device,
+        bf16=bf16,
+        batch_size=batch,
+        guard=lambda: device_lock(config.device.name, timing=False),
+    )
+
+
+def _provide_weights(
+    model: nn.Module, source: Source, splits: DataSplits, trainer: Trainer, report: Report
+) -> list[str]:
+    """Load the teacher's weights or train them; notes for the report."""
+    config, own = source.config, source.folder / "teacher.safetensors"
+    if source.pickled is not None:
+        return []
+    if config.model.weights is not None:
+        load_weights(model, (source.base or Path.cwd()) / config.model.weights)
+        return []
+    shared = source.workspace / "teachers" / f"{_teacher_digest(config, splits)}.safetensors"
+    for path in (own, shared):
+        if path.exists():
+            load_weights(model, path)
+            return [] if path == own else [f"the teacher was taken from an earlier study: {shared.name}"]
+    notes, finished = _train_teacher(model, config, splits, trainer, source.budget_s * _TEACHER_SHARE, report)
+    state = {name: t.contiguous() for name, t in model.state_dict().items()}
+    for path in (own, shared) if finished else (own,):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return notes
+
+
+def _train_teacher(
+    model: nn.Module, config: StudyConfig, splits: DataSplits, trainer: Trainer, limit_s: float, report: Report
+) -> tuple[list[str], bool]:
+    steps = config.model.epochs * max(1, len(splits.train) // trainer.batch_size)
+    alone = TeacherOutputs(None, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed)
+    said = time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal said
+        if time.monotonic() - said > 1:
+            said = time.monotonic()
+            report(f"training the teacher, {share:.0%}")
+
+    outcome = finetune_(
+        model, alone, trainer=trainer, seconds=limit_s, steps=steps, learning_rate=config.model.learning_rate,
+        distill=DistillPlan(), seed=config.search.seed, on_step=tell,
+    )  # fmt: skip
+    if not outcome.finite:
+        raise UsageError(
+            f"training the teacher diverged at a learning rate of {config.model.learning_rate}; "
+            "lower model.learning_rate, or give trained weights with model.weights"
+        )
+    if outcome.steps < steps:
+        return [f"the teacher's training was cut after {outcome.seconds:.0f} s: {outcome.steps} of {steps} steps"], False
+    return [], True
+
+
+def _teacher_digest(config: StudyConfig, splits: DataSplits) -> str:
+    what = [config.model.model_dump(mode="json"), config.search.seed, config.search.batch_size, config.data.augment]
+    text = json.dumps([*what, data_digest(splits)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _find_facts(
+    model: nn.Module, example: tuple[Tensor, ...], config: StudyConfig, notes: list[str]
+) -> ModelFacts:
+    layers, unquantized = find_layers(model, skip=config.space.skip)
+    groups, unpruned = find_groups(model, example, round_to=config.space.round_to, skip=config.space.skip)
+    group_of = {layer: g.name for g in groups for layer in g.layers}
+    named = tuple(replace(layer, group=group_of.get(layer.name)) for layer in layers)
+    return ModelFacts(layers=named, groups=tuple(groups), skips=(*unquantized, *unpruned), notes=tuple(notes))
+
+
+def _measure_baseline(task: Task) -> Baseline:
+    path = task.source.folder / "baseline" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(emit(task.exporter, task.model, CompressionPlan(), {}, trained=True))
+    latency = task.device.measure(path, path)
+    return Baseline(
+        metric=task.metric.name,
+        val=task.quality(path, task.splits.val),
+        test=None,
+        size_bytes=path.stat().st_size,
+        latency_ms=latency.latency_ms / latency.ratio,
+        params=sum(p.numel() for p in task.model.parameters()),
+        macs=count_macs(task.model, task.example),
+        artifact=str(path.relative_to(task.source.workspace)),
+    )
+
+
+def _no_baseline(metric: Metric) -> Baseline:
+    return Baseline(metric=metric.name, val=0.0, test=None, size_bytes=1, latency_ms=1.0, params=0, macs=0, artifact="")
+
+
+def _spread(split: Split, count: int) -> tuple[Tensor, ...]:
+    """About `count` samples from all over the split."""
+    step = max(1, len(split) // count)
+    return tuple(t[::step][:count].contiguous() for t in split.inputs)
+
+
+def _some_batches(split: Split, size: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+    starts = range(0, min(len(split), size * _IMPORTANCE_BATCHES), size)
+    return [(tuple(t[s : s + size] for t in split.inputs), split.targets[s : s + size]) for s in starts]
+
+
+def _task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    if torch.is_floating_point(targets):
+        return F.mse_loss(outputs.reshape(targets.shape), targets)
+    return F.cross_entropy(outputs, targets)
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file by name."""
+    state: dict[str, Tensor] = load_file(path)
+    return state
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
