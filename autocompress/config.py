@@ -1,7 +1,7 @@
 """One schema for a study, whatever it came from: a TOML file, `--set`, the environment or Python.
 
 Says what a study file may contain and what the defaults are. It does not import the model or
-read the data; `study/sources.py` does that.
+read the data; `zoo/factory.py` and `recover/data.py` do that.
 """
 
 from __future__ import annotations
@@ -140,6 +140,9 @@ class SearchConfig(Table):
     """`[search]`: how long, towards what, and by which sampler."""
 
     budget: Duration = Field("10m", description="wall-clock for everything: 90s, 10m, 2h")  # type: ignore[assignment]
+    objectives: tuple[Literal["accuracy", "size", "latency"], ...] = Field(
+        ("accuracy", "size", "latency"), description="what the front is over; accuracy stands for the task's metric"
+    )
     sampler: Literal["knobs", "tpe", "nsga2", "random"] = Field(
         "knobs", description="what proposes plans after the anchors"
     )
@@ -151,6 +154,17 @@ class SearchConfig(Table):
     max_drop: float | None = Field(None, ge=0, description="largest loss of the metric; 0.01 is one point of accuracy")
     max_size: Size = Field(None, description="largest artifact: 50kB")
     max_latency: float | None = Field(None, gt=0, description="largest latency in milliseconds")
+
+    @model_validator(mode="after")
+    def _needs_accuracy(self) -> SearchConfig:
+        if "accuracy" not in self.objectives or len(set(self.objectives)) != len(self.objectives):
+            raise ValueError(
+                "objectives must name accuracy, and size, latency or both, each once; "
+                "the smallest and fastest model without accuracy is an empty file"
+            )
+        if len(self.objectives) < 2:
+            raise ValueError("objectives must name size, latency or both beside accuracy; there is no front otherwise")
+        return self
 
 
 class StudyConfig(Table):
@@ -241,5 +255,8 @@ def _explain(error: ValidationError, origin: str) -> str:
         known = tuple(fields[table].annotation.model_fields) if table in fields else tuple(fields)  # type: ignore[union-attr]
         return f"{origin}: in [{table or 'the top level'}], {_unknown('key', key, known)}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{origin}: {location}: {message}, got {first['input']!r}" if "got" not in message and "unknown" not in message \
+    return (
+        f"{origin}: {location}: {message}, got {first['input']!r}"
+        if "got" not in message and "unknown" not in message
         else f"{origin}: {location}: {message}"
+    )

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autocompress.plan import Importance
 from autocompress.records import GroupFacts

@@ -45,7 +45,10 @@ def calibrate(model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]
         path = Path(folder) / "float.onnx"
         onnx.save(model, path)
         calibrator = create_calibrator(
-            path, list(OPS), augmented_model_path=str(Path(folder) / "augmented.onnx"), calibrate_method=CalibrationMethod.MinMax
+            path,
+            list(OPS),
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=CalibrationMethod.MinMax,
         )
         calibrator.collect_data(_Samples(batches))
         data = calibrator.compute_data()
@@ -68,7 +71,10 @@ def quantize_activations(
     """
     model = onnx.shape_inference.infer_shapes(model)
     overrides = {
-        name: [{"axis": axis, "quant_type": QuantType.QInt8, "scale": s, "zero_point": np.int8(0)} for s in scale.astype(np.float32)]
+        name: [
+            {"axis": axis, "quant_type": QuantType.QInt8, "scale": s, "zero_point": np.int8(0)}
+            for s in scale.astype(np.float32)
+        ]
         for name, (scale, axis) in scales.items()
     }
     logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
@@ -83,7 +89,11 @@ def quantize_activations(
         nodes_to_quantize=[],
         nodes_to_exclude=list(keep_float),
         op_types_to_quantize=list(OPS),
-        extra_options={"TensorQuantOverrides": overrides, "QuantizeBias": False, "QDQDisableWeightAdjustForInt32Bias": True},
+        extra_options={
+            "TensorQuantOverrides": overrides,
+            "QuantizeBias": False,
+            "QDQDisableWeightAdjustForInt32Bias": True,
+        },
     )
     quantizer.quantize_model()
     return quantizer.model.model

@@ -8,7 +8,7 @@ ONNX functions; a layer costs one call. Names and repeated constants are bytes t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,7 +173,9 @@ def _function(kind: str, bits: int) -> ir.Function:
         fields = add("BitwiseAnd", shifted, constant(np.array(2**bits - 1, np.uint64)))
         flat = add("Reshape", add("Cast", fields, to=ir.DataType.INT8), constant(np.array([-1], np.int64)))
         count = add("ReduceProd", shape)
-        used = add("Slice", flat, constant(np.array([0], np.int64)), add("Reshape", count, constant(np.array([1], np.int64))))
+        used = add(
+            "Slice", flat, constant(np.array([0], np.int64)), add("Reshape", count, constant(np.array([1], np.int64)))
+        )
         centred = add("Sub", used, constant(np.array(2 ** (bits - 1), np.int8)))
         result = add("Reshape", centred, shape)
     else:
@@ -270,5 +272,3 @@ def _shorten_names_(graph: ir.Graph) -> None:
             if value.name not in fixed:
                 value.name = next(names)
     graph.name = "g"
-
-

@@ -166,7 +166,9 @@ def _free_flattening_(graph: ir.Graph) -> None:
         shape = node.inputs[1].const_value.numpy()
         if shape.shape == (2,) and shape[0] == -1:
             freed = ir.tensor(np.array([0, -1], np.int64), name=f"{node.inputs[1].name}_free")
-            value = ir.Value(name=freed.name, const_value=freed, shape=ir.Shape((2,)), type=ir.TensorType(ir.DataType.INT64))
+            value = ir.Value(
+                name=freed.name, const_value=freed, shape=ir.Shape((2,)), type=ir.TensorType(ir.DataType.INT64)
+            )
             if value.name not in graph.initializers:
                 graph.register_initializer(value)
             node.replace_input_with(1, graph.initializers[value.name])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from autocompress.config import BUILTIN_METRICS
 from autocompress.errors import UsageError
+from autocompress.measure.runtime import open_artifact
 
 Array = NDArray[Any]
 Direction = Literal["maximize", "minimize"]
@@ -169,8 +170,10 @@ def _counts(outputs: Array, targets: Array) -> tuple[Array, Array, Array]:
     return hits, np.bincount(targets, minlength=classes), np.bincount(predictions, minlength=classes)
 
 
-def predict(artifact: Path, inputs: Sequence[Array], *, threads: int, batch: int = 250) -> Array:
-    """Outputs of an ONNX file on all samples, computed by ONNX Runtime on the CPU.
+def predict(
+    artifact: Path, inputs: Sequence[Array], *, threads: int, batch: int = 250, runtime: str = "onnxruntime"
+) -> Array:
+    """Outputs of an ONNX file on all samples, computed by the runtime that will run it.
 
     Args:
         artifact: the .onnx file.
@@ -187,43 +190,15 @@ def predict(artifact: Path, inputs: Sequence[Array], *, threads: int, batch: int
     lengths = {len(array) for array in inputs}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"every input needs the same number of samples and at least one, got {sorted(lengths)}")
-    session = _session(artifact, threads)
-    names = [entry.name for entry in session.get_inputs()]
-    if len(names) != len(inputs):
-        raise ValueError(f"{artifact} has the inputs {', '.join(names)}, got {len(inputs)} arrays; give one for each")
-    output, total = session.get_outputs()[0].name, lengths.pop()
+    run, total = open_artifact(artifact, runtime=runtime, threads=threads), lengths.pop()
     parts = []
     for start in range(0, total, batch):
-        feeds = {
-            name: np.ascontiguousarray(array[start : start + batch]) for name, array in zip(names, inputs, strict=True)
-        }
         try:
-            parts.append(session.run([output], feeds)[0])
+            parts.append(run([np.ascontiguousarray(array[start : start + batch]) for array in inputs]))
         except Exception as error:  # the runtime's own exceptions share no other base
-            raise ValueError(f"{artifact} does not run: {_first_line(error)}") from error
+            raise ValueError(f"{artifact} does not run: {str(error).strip().splitlines()[0]}") from error
     outputs: Array = np.concatenate(parts)
     finite = np.isfinite(outputs).reshape(total, -1).all(axis=1)
     if not finite.all():
         raise ValueError(f"{artifact} gives NaN or infinite outputs on {total - int(finite.sum())} of {total} samples")
     return outputs
-
-
-def _session(artifact: Path, threads: int) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    # Spinning threads would steal the cores from the training beside them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's own exceptions share no other base
-        raise ValueError(f"ONNX Runtime cannot load {artifact}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

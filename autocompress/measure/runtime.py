@@ -80,6 +80,8 @@ def _onnxruntime(path: str, threads: int) -> Runner:
     output = [session.get_outputs()[0].name]
 
     def run(inputs: Sequence[np.ndarray]) -> np.ndarray:
+        if len(names) != len(inputs):
+            raise ValueError(f"it has the inputs {', '.join(names)}, got {len(inputs)} arrays; give one for each")
         result: np.ndarray = session.run(output, dict(zip(names, inputs, strict=True)))[0]
         return result
 

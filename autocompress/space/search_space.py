@@ -145,7 +145,9 @@ class SearchSpace:
             activations=values.get("activations", self.config.activations[-1]),
             importance=values.get("importance", self.config.importance[0]),
             distill=DistillPlan(
-                temperature=values.get("distill/temperature", self.config.temperature[len(self.config.temperature) // 2]),
+                temperature=values.get(
+                    "distill/temperature", self.config.temperature[len(self.config.temperature) // 2]
+                ),
                 weight=values.get("distill/weight", self.config.distill_weight[0]),
             ),
             learning_rate=values.get("learning_rate", self.config.learning_rate[0]),

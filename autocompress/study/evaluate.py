@@ -25,38 +25,15 @@ from autocompress.export.artifact import emit
 from autocompress.export.check import check_artifact
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
-from autocompress.records import Latency, Measurement, TrialRecord, TrialState
+from autocompress.records import Measurement, TrialRecord, TrialState
 from autocompress.recover.finetune import TrainingReport, finetune_
-from autocompress.search.stopping import Constraints, Rival, judge
+from autocompress.search.stopping import judge
 from autocompress.space.layers import count_macs
 from autocompress.space.search_space import width_after
 from autocompress.study.prepare import Report, Task, load_state
+from autocompress.study.requests import Examination, Request
 
 _CONTINUE_ROUNDING_FROM = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One trial to run.
-
-    Attributes:
-        train_s: seconds of training; `deadline`: monotonic seconds at which the trial must be over.
-        rivals: every trained trial so far.
-        latency: of this structure, if it was measured before.
-        continue_from: trial whose float weights are trained on; None starts from the teacher's.
-        anchor: evaluated whatever the stop rule says.
-    """
-
-    trial: int
-    plan: CompressionPlan
-    origin: str
-    train_s: float
-    deadline: float
-    rivals: tuple[Rival, ...] = ()
-    constraints: Constraints = Constraints()
-    latency: Latency | None = None
-    continue_from: int | None = None
-    anchor: bool = False
 
 
 def evaluate(task: Task, request: Request, report: Report) -> TrialRecord:
@@ -118,18 +95,16 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     return replace(
         record,
         state=TrialState.COMPLETE,
-        measurement=replace(
-            measured, val=val, size_bytes=len(artifact), compressed_bytes=compressed_bytes(artifact)
-        ),
+        measurement=replace(measured, val=val, size_bytes=len(artifact), compressed_bytes=compressed_bytes(artifact)),
         artifact=str(path.relative_to(task.source.workspace)),
         learning_curve=training.curve if training else (),
     )
 
 
-def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -> tuple[float, Latency]:
-    """A fresh latency and the one look at test data: (metric on test, latency)."""
+def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -> Examination:
+    """A fresh latency, and the one look at test data."""
     latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms)
-    return task.quality(artifact, task.splits.test), latency
+    return Examination(test=task.quality(artifact, task.splits.test), latency=latency)
 
 
 def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -> bytes:
@@ -141,15 +116,15 @@ def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -
     return sketch
 
 
-def _recover(
-    task: Task, network: nn.Module, request: Request, seconds: float, report: Report
-) -> TrainingReport | None:
+def _recover(task: Task, network: nn.Module, request: Request, seconds: float, report: Report) -> TrainingReport | None:
     plan = request.plan
     if not plan.trains:
         quantize_weights_(network, plan.weight_bits)
         return None
     if request.continue_from is not None:
-        network.load_state_dict(load_state(task.source.folder / f"trial-{request.continue_from}" / "weights.safetensors"))
+        network.load_state_dict(
+            load_state(task.source.folder / f"trial-{request.continue_from}" / "weights.safetensors")
+        )
     said = time.monotonic()
 
     def tell(share: float) -> None:

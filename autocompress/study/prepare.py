@@ -33,46 +33,13 @@ from autocompress.recover.data import DataSplits, Split, data_digest, split_data
 from autocompress.recover.finetune import TeacherOutputs, Trainer, finetune_, prefers_bf16
 from autocompress.space.groups import find_groups
 from autocompress.space.layers import count_macs, find_layers
+from autocompress.study.requests import Prepared, Source
 from autocompress.zoo.factory import build_model, load_data, load_metric, load_weights
 
 Report = Callable[[str], None]
 _CALIBRATION = 256
 _IMPORTANCE_BATCHES = 8
 _TEACHER_SHARE = 1 / 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Where a study's model and data come from.
-
-    Attributes:
-        base: folder of the study file, importable while it is loaded.
-        pickled: model and data handed over from Python, written by this machine's own process; else None.
-        budget_s: of the whole study; training a teacher takes at most a third of it.
-    """
-
-    config: StudyConfig
-    workspace: Path
-    budget_s: float
-    base: Path | None = None
-    pickled: Path | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where the study's artifacts are."""
-        return self.workspace / "artifacts" / self.config.name
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What the driver is told: facts of the model, the baseline, and seconds per stage."""
-
-    facts: ModelFacts
-    baseline: Baseline
-    data_sizes: dict[str, int]
-    durations_s: dict[str, float]
-    direction: str
-    device_description: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,9 +115,7 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     facts = _find_facts(model, tuple(t[:2] for t in samples), config, notes)
     clock.lap("setup")
     report("measuring the baseline")
-    outputs = TeacherOutputs(
-        model, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed
-    )
+    outputs = TeacherOutputs(model, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed)
     task = Task(
         source=source, model=model, splits=splits, metric=metric, trainer=trainer, outputs=outputs, facts=facts,
         device=device, exporter=exporter, baseline=known or _no_baseline(metric),
@@ -267,7 +232,9 @@ def _train_teacher(
             "lower model.learning_rate, or give trained weights with model.weights"
         )
     if outcome.steps < steps:
-        return [f"the teacher's training was cut after {outcome.seconds:.0f} s: {outcome.steps} of {steps} steps"], False
+        return [
+            f"the teacher's training was cut after {outcome.seconds:.0f} s: {outcome.steps} of {steps} steps"
+        ], False
     return [], True
 
 
@@ -277,9 +244,7 @@ def _teacher_digest(config: StudyConfig, splits: DataSplits) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _find_facts(
-    model: nn.Module, example: tuple[Tensor, ...], config: StudyConfig, notes: list[str]
-) -> ModelFacts:
+def _find_facts(model: nn.Module, example: tuple[Tensor, ...], config: StudyConfig, notes: list[str]) -> ModelFacts:
     layers, unquantized = find_layers(model, skip=config.space.skip)
     groups, unpruned = find_groups(model, example, round_to=config.space.round_to, skip=config.space.skip)
     group_of = {layer: g.name for g in groups for layer in g.layers}

@@ -165,6 +165,12 @@ class StudyStore:
                 _study_values(record) | {"owner": owner, "now": time.time()},
             )
 
+    def discard(self, name: str) -> None:
+        """Remove a study and its trials from our tables; for one that never got a baseline."""
+        with self._write() as connection:
+            for table, column in (("ac_latency", "study"), ("ac_trial", "study"), ("ac_study", "name")):
+                connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))
+
     def put(self, record: StudyRecord) -> None:
         """Replace what is stored of a study; time already spent never shrinks."""
         with self._write() as connection:

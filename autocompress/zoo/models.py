@@ -107,7 +107,7 @@ class MobileNetV2(nn.Module):
     """MobileNetV2 with fewer and narrower stages, for images of about 28x28 (0.1 M parameters)."""
 
     # (expand, channels, repeats, stride of the first)
-    stages = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 32, 3, 2), (4, 48, 2, 1))
+    stages = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 32, 3, 2), (4, 48, 3, 1))
 
     def __init__(self, in_channels: int = 3, classes: int = 10) -> None:
         super().__init__()

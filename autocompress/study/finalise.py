@@ -1,0 +1,108 @@
+"""The final stage: train the most promising artifacts longer, time the front afresh, look at test data once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autocompress.front.hypervolume import contributions
+from autocompress.front.pareto import non_dominated
+from autocompress.records import TrialRecord, TrialState
+from autocompress.search.stopping import Rival
+from autocompress.study.executors import WorkerBug, WorkerDied
+from autocompress.study.requests import Examination
+
+if TYPE_CHECKING:
+    from autocompress.study.run import Driver
+
+_AT_LEAST = 1.5  # a final training is this much longer than a trial's, or it is not worth its overhead
+_MOST = 12
+_MARGIN_S = 1.0
+
+
+def finalise(driver: Driver) -> None:
+    """Spend what is left of the budget on the front, then measure it once more."""
+    for parent, seconds in _share_out(driver):
+        deadline = driver.end - _reserve_s(driver)
+        if deadline - time.monotonic() < seconds / 2:
+            break
+        driver.say(f"training trial {parent.trial} for another {seconds:.0f} s")
+        driver.evaluate(
+            parent.plan,
+            origin="final",
+            anchor=True,
+            train_s=seconds,
+            deadline=deadline,
+            continue_from=parent.trial,
+        )
+    _examine(driver)
+
+
+def candidates(rivals: list[Rival]) -> list[int]:
+    """Trials on the front by the hypervolume that only they contribute, most first."""
+    if not rivals:
+        return []
+    points = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals])
+    order = np.argsort(-contributions(points), kind="stable")
+    on_front = non_dominated(points)
+    return [rivals[i].trial for i in order if on_front[i]]
+
+
+def _share_out(driver: Driver) -> list[tuple[TrialRecord, float]]:
+    """Which trials are trained further, and for how many seconds each."""
+    by_number = {t.trial: t for t in driver.trials}
+    order = [by_number[n] for n in candidates(list(driver.rivals()))]
+    trained = [t for t in order if t.plan.trains and t.origin != "final"]
+    left = driver.end - _reserve_s(driver) - time.monotonic()
+    each_at_least = _AT_LEAST * driver.schedule.train_s + driver.overhead_s()
+    count = min(len(trained), _MOST, int(left / each_at_least))
+    if count < 1:
+        return []
+    seconds = left / count - driver.overhead_s()
+    return [(t, seconds) for t in trained[:count]]
+
+
+def _reserve_s(driver: Driver) -> float:
+    """Seconds to examine the front: a timing and an evaluation for each of its artifacts."""
+    looks = [t.durations_s.get("quality", 0.0) for t in driver.trials if t.state is TrialState.COMPLETE]
+    ratio = driver.data_sizes["test"] / max(1, min(driver.data_sizes["val"], driver.config.data.max_val))
+    each = max(looks, default=0.5) * ratio + 1.0
+    return (len(candidates(list(driver.rivals()))) + 1) * each + _MARGIN_S
+
+
+def _examine(driver: Driver) -> None:
+    """Fresh latency and test value for the baseline and the front, smallest contribution last."""
+    name, stored = driver.config.name, driver.store.study(driver.config.name).baseline
+    assert stored is not None
+    if stored.test is None and (seen := _look(driver, stored.artifact)) is not None:
+        driver.store.update(name, baseline=replace(stored, test=seen.test))
+    for number in candidates(list(driver.rivals())):
+        index = next(i for i, t in enumerate(driver.trials) if t.trial == number)
+        record = driver.trials[index]
+        if record.measurement is None or record.artifact is None or record.measurement.test is not None:
+            continue
+        driver.say(f"measuring trial {number} afresh")
+        seen = _look(driver, record.artifact)
+        if seen is None:
+            return
+        latency = record.measurement.latency if record.origin == "baseline" else seen.latency
+        measured = replace(record.measurement, test=seen.test, latency=latency)
+        driver.trials[index] = replace(record, measurement=measured)
+        driver.store.add_trial(name, driver.trials[index])
+
+
+def _look(driver: Driver, artifact: str) -> Examination | None:
+    """None if the time is over or the worker is gone: what was not looked at stays without a test value."""
+    if time.monotonic() > driver.end:
+        return None
+    try:
+        driver.ensure_worker()
+        seen: Examination = driver.worker.call(
+            "examine", artifact, driver.baseline.latency_ms, deadline=driver.end + _MARGIN_S
+        )
+    except (WorkerDied, WorkerBug):
+        return None
+    return seen

@@ -1,0 +1,128 @@
+"""The study in Optuna's own tables: what the sampler learns from, and what any Optuna tool can open.
+
+Our records are written first and are the truth. Whatever Optuna's tables miss after a crash is put
+right when the study is opened again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optuna
+from optuna.trial import TrialState as OptunaState
+
+from autocompress.config import StudyConfig
+from autocompress.records import TrialRecord, TrialState
+from autocompress.search.sampler import distributions, make_sampler
+from autocompress.space.search_space import SearchSpace
+from autocompress.study.store import StudyStore, open_optuna_storage
+
+_STATES = {
+    TrialState.COMPLETE: OptunaState.COMPLETE,
+    TrialState.STOPPED: OptunaState.PRUNED,
+    TrialState.INFEASIBLE: OptunaState.PRUNED,
+    TrialState.FAILED: OptunaState.FAIL,
+}
+
+
+class Ledger:
+    """Asks the sampler and tells it what came of it.
+
+    Args:
+        known: our records of the trials so far.
+        direction: of the metric, "maximize" or "minimize".
+    """
+
+    def __init__(
+        self,
+        store: StudyStore,
+        config: StudyConfig,
+        space: SearchSpace,
+        known: Sequence[TrialRecord],
+        *,
+        direction: str,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space, self._objectives = space, config.search.objectives
+        self._ranges = distributions(space.raw())
+        # A resumed study draws from another stream, or it would propose the same plans again.
+        sampler = make_sampler(config.search.sampler, space, seed=config.search.seed + 1000 * len(known))
+        self._study = optuna.create_study(
+            study_name=config.name,
+            storage=open_optuna_storage(store),
+            directions=[direction if name == "accuracy" else "minimize" for name in self._objectives],
+            sampler=sampler,
+            load_if_exists=True,
+        )
+        self._study.set_metric_names(list(self._objectives))
+
+    @property
+    def next_number(self) -> int:
+        """Number of the next trial."""
+        return len(self._study.get_trials(deepcopy=False))
+
+    def ask(self) -> optuna.Trial:
+        """A trial with a value for every raw parameter."""
+        return self._study.ask(self._ranges)
+
+    def tell(self, record: TrialRecord, asked: optuna.Trial | None = None) -> None:
+        """Record a trial that ended: the one that was asked for, or one of our own making."""
+        attributes = self._attributes(record)
+        values = self._values(record)
+        if asked is not None:
+            for key, value in attributes.items():
+                asked.set_user_attr(key, value)
+            self._study.tell(asked, values=values, state=_STATES[record.state])
+            return
+        params = self._space.encode(record.plan) if record.origin == "anchor" else None
+        self._study.add_trial(
+            optuna.create_trial(
+                state=_STATES[record.state],
+                values=values,
+                params=params or {},
+                distributions=self._ranges if params else {},
+                user_attrs=attributes,
+            )
+        )
+
+    def reconcile(self, known: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """Make Optuna's tables agree with ours after a crash; the trials that nobody finished, as failed records."""
+        ours = {record.trial: record for record in known}
+        lost = []
+        for trial in self._study.get_trials(deepcopy=False, states=(OptunaState.RUNNING,)):
+            record = ours.get(trial.number)
+            if record is None:
+                record = TrialRecord(
+                    trial=trial.number,
+                    state=TrialState.FAILED,
+                    plan=self._space.decode(trial.params),
+                    reason="the search was interrupted while it ran",
+                )
+                lost.append(record)
+            self._study.tell(trial.number, values=self._values(record), state=_STATES[record.state])
+        for number in range(self.next_number, max(ours, default=-1) + 1):
+            self.tell(ours[number])
+        return lost
+
+    def _values(self, record: TrialRecord) -> list[float] | None:
+        measured = record.measurement
+        if record.state is not TrialState.COMPLETE or measured is None or measured.val is None:
+            return None
+        return [measured.val, *self._cheap(record)]
+
+    def _cheap(self, record: TrialRecord) -> list[float]:
+        measured = record.measurement
+        if measured is None:
+            return []
+        known = {"size": float(measured.size_bytes), "latency": measured.latency.latency_ms}
+        return [known[name] for name in self._objectives if name in known]
+
+    def _attributes(self, record: TrialRecord) -> dict[str, object]:
+        attributes = {
+            "state": str(record.state),
+            "origin": record.origin,
+            "reason": record.reason,
+            "artifact": record.artifact,
+            "size_and_latency": self._cheap(record),
+        }
+        return attributes if record.origin == "search" else {**attributes, "plan": record.plan.to_dict()}

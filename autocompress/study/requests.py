@@ -1,0 +1,77 @@
+"""What the driver and the worker say to each other: plain data, no torch, so the driver starts at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autocompress.config import StudyConfig
+from autocompress.plan import CompressionPlan
+from autocompress.records import Baseline, Latency, ModelFacts
+from autocompress.search.stopping import Constraints, Rival
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a study's model and data come from.
+
+    Attributes:
+        budget_s: of the whole study; training a teacher takes at most a third of it.
+        base: folder of the study file, importable while it is loaded.
+        pickled: model and data handed over from Python, written by this machine's own process; else None.
+    """
+
+    config: StudyConfig
+    workspace: Path
+    budget_s: float
+    base: Path | None = None
+    pickled: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the study's artifacts are."""
+        return self.workspace / "artifacts" / self.config.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the driver is told before the first trial: facts of the model, the baseline, and seconds per stage."""
+
+    facts: ModelFacts
+    baseline: Baseline
+    data_sizes: dict[str, int]
+    durations_s: dict[str, float]
+    direction: str
+    device_description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One trial to run.
+
+    Attributes:
+        train_s: seconds of training; `deadline`: monotonic seconds at which the trial must be over.
+        rivals: every trained trial so far.
+        latency: of this structure, if it was measured before.
+        continue_from: trial whose float weights are trained on; None starts from the teacher's.
+        anchor: evaluated whatever the stop rule says.
+    """
+
+    trial: int
+    plan: CompressionPlan
+    origin: str
+    train_s: float
+    deadline: float
+    rivals: tuple[Rival, ...] = ()
+    constraints: Constraints = Constraints()
+    latency: Latency | None = None
+    continue_from: int | None = None
+    anchor: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """The final look at one artifact: its metric on test data and a fresh latency."""
+
+    test: float
+    latency: Latency

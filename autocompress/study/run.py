@@ -1,0 +1,441 @@
+"""Runs a study from its configuration to its front, within its budget, and takes one up again.
+
+The driver: it asks the sampler, hands plans to the worker, and is the only one that writes. It needs
+no torch; what does runs in `worker.py`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from autocompress.config import StudyConfig
+from autocompress.errors import AutocompressError, BudgetError, UsageError
+from autocompress.front.hypervolume import metric_drop
+from autocompress.plan import CompressionPlan
+from autocompress.records import (
+    DeviceFacts,
+    Latency,
+    Measurement,
+    ModelFacts,
+    Progress,
+    StudyRecord,
+    StudyState,
+    TrialRecord,
+    TrialState,
+)
+from autocompress.search.stopping import Constraints, Rival
+from autocompress.space.search_space import SearchSpace
+from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
+from autocompress.study.finalise import finalise
+from autocompress.study.ledger import Ledger
+from autocompress.study.requests import Request, Source
+from autocompress.study.store import StudyStore
+
+Listener = Callable[[Progress | TrialRecord], None]
+_TICK_S = 1.0
+_SAME_FAILURES = 3
+_OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
+_GRACE_S = 2.0
+_VERSIONS = ("torch", "torch-pruning", "onnx", "onnxruntime", "onnxscript", "optuna", "numpy")
+
+
+class Cancelled(Exception):
+    """Somebody asked for the end of the study."""
+
+
+def search_study(config: StudyConfig, *, workspace: Path, base: Path | None, listener: Listener) -> StudyRecord:
+    """Run a new study to its end.
+
+    Args:
+        base: folder of the study file; its modules can be imported and its paths are relative to it.
+        listener: told what goes on, and of every trial that ended.
+    Raises:
+        UsageError: the model, the data or the workspace cannot be used; no study is left behind.
+        BudgetError: the budget ended before the baseline was measured.
+        KeyboardInterrupt: the state is kept and can be resumed.
+    """
+    return _start(config, workspace.absolute(), base, None, listener)
+
+
+def search_study_object(
+    config: StudyConfig, *, model: Any, data: Any, workspace: Path, listener: Listener
+) -> StudyRecord:
+    """Like `search_study`, with model and data from memory; they are kept with the study, so it can be resumed."""
+    import cloudpickle
+
+    try:
+        content = cloudpickle.dumps((model, data, None))
+    except Exception as error:
+        raise UsageError(
+            f"the model or the data cannot be handed to the worker process: {error}; "
+            "use a study file with factories instead"
+        ) from error
+    return _start(config, workspace.absolute(), None, content, listener)
+
+
+def resume_study(name: str, *, workspace: Path, listener: Listener) -> StudyRecord:
+    """Continue a study with what is left of its budget.
+
+    Raises:
+        NotFoundError: no such study.
+        UsageError: it is finished, or another process runs it.
+    """
+    workspace = workspace.absolute()
+    with StudyStore(workspace) as store:
+        record = store.study(name)
+        store.claim(name)
+        if record.state is StudyState.FINISHED:
+            raise UsageError(
+                f"study {name!r} is finished; `autocompress front {name}` shows it, "
+                "`autocompress search --name` starts another"
+            )
+        source = dict(record.config.pop("_source", {}))
+        config = StudyConfig.model_validate(record.config)
+        pickled = workspace / "artifacts" / name / "source.pkl"
+        base = Path(source["base"]) if source.get("base") else None
+        store.update(name, state=StudyState.RUNNING)
+        return Driver(store, config, base, pickled if pickled.exists() else None, listener).run()
+
+
+def _start(
+    config: StudyConfig, workspace: Path, base: Path | None, content: bytes | None, listener: Listener
+) -> StudyRecord:
+    with StudyStore(workspace) as store:
+        store.claim(config.name)
+        store.create(_new_record(config, base))
+        folder = workspace / "artifacts" / config.name
+        if folder.exists():  # of a study that never got a baseline
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        pickled = None
+        if content is not None:
+            pickled = folder / "source.pkl"
+            pickled.write_bytes(content)
+        try:
+            return Driver(store, config, base, pickled, listener).run()
+        except AutocompressError:
+            if store.study(config.name).baseline is None:
+                store.discard(config.name)
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _new_record(config: StudyConfig, base: Path | None) -> StudyRecord:
+    resolved = config.model_dump(mode="json")
+    resolved["_source"] = {"base": str(base.absolute()) if base else None}
+    device = config.device
+    return StudyRecord(
+        name=config.name,
+        state=StudyState.RUNNING,
+        seed=config.search.seed,
+        config=resolved,
+        config_hash=config.digest(),
+        budget_s=config.search.budget,
+        spent_s=0.0,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        device=DeviceFacts(name=device.name, runtime=device.runtime, threads=device.threads, batch=device.batch),
+        objectives=config.search.objectives,
+        versions={"python": platform.python_version(), **{n: _version(n) for n in ("autocompress", *_VERSIONS)}},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How the budget is divided, in seconds.
+
+    Attributes:
+        train_s: training of one trial.
+        final_s: kept for the final stage.
+    """
+
+    train_s: float
+    final_s: float
+
+
+def schedule(config: StudyConfig) -> Schedule:
+    """A fiftieth of the budget trains one trial (at least 1.5 s, at most 5 minutes), unless the study says otherwise."""
+    budget = config.search.budget
+    train_s = config.search.train_s or min(300.0, max(1.5, budget / 50))
+    return Schedule(train_s=train_s, final_s=config.search.final_share * budget)
+
+
+class Driver:
+    """One run of one study; everything it learns goes to the store at once."""
+
+    def __init__(
+        self, store: StudyStore, config: StudyConfig, base: Path | None, pickled: Path | None, listener: Listener
+    ) -> None:
+        self.store, self.config, self.listener = store, config, listener
+        self.source = Source(
+            config=config, workspace=store.workspace, budget_s=config.search.budget, base=base, pickled=pickled
+        )
+        self.schedule = schedule(config)
+        self.before_s = store.study(config.name).spent_s
+        self.start = time.monotonic()
+        self.stage, self._ticked = "setup", 0.0
+        self.worker = LocalWorker(on_progress=self.say, tick=self._tick)
+        self.trials: list[TrialRecord] = store.trials(config.name)
+
+    # -- the order of things
+
+    def run(self) -> StudyRecord:
+        """Everything until the study is finished; an interruption is recorded and raised again."""
+        try:
+            self._prepare()
+            self._open_ledger()
+            with self.timed("search"):
+                self._search()
+            with self.timed("final"):
+                finalise(self)
+            state, message = StudyState.FINISHED, self._failure()
+            self.say("finished")
+        except KeyboardInterrupt:
+            self._close(StudyState.INTERRUPTED, "interrupted")
+            raise
+        except Cancelled:
+            state, message = StudyState.INTERRUPTED, "cancelled"
+        except Exception as error:
+            self._close(StudyState.FAILED, str(error).strip().splitlines()[0] if str(error) else repr(error))
+            raise
+        finally:
+            self.worker.close()
+        return self._close(state, message)
+
+    def _close(self, state: StudyState, message: str) -> StudyRecord:
+        return self.store.update(self.config.name, state=state, message=message, spent_s=self.spent_s)
+
+    def _prepare(self) -> None:
+        """Start the worker; the first time, record what it found out and the baseline as trial 0."""
+        record = self.store.study(self.config.name)
+        self.say("starting the worker")
+        try:
+            prepared = self.worker.call("prepare", self.source, record.baseline, deadline=self.end)
+        except WorkerDied as error:
+            if record.baseline is None and time.monotonic() >= self.end:
+                raise BudgetError(
+                    f"the budget of {self.config.search.budget:.0f} s ended before the baseline was measured; "
+                    "give more with --budget, or a trained teacher with model.weights"
+                ) from error
+            raise UsageError(f"the worker could not prepare the study: {error}") from error
+        except WorkerBug as error:
+            raise RuntimeError(str(error)) from error
+        self.baseline, self.direction = prepared.baseline, prepared.direction
+        self.data_sizes: dict[str, int] = prepared.data_sizes
+        self.space = SearchSpace(config=self.config.space, facts=prepared.facts)
+        if record.baseline is not None:
+            return
+        self.store.update(
+            self.config.name,
+            baseline=prepared.baseline,
+            facts=prepared.facts,
+            data_sizes=prepared.data_sizes,
+            durations_s=prepared.durations_s,
+            device=replace(record.device, description=prepared.device_description),
+            spent_s=self.spent_s,
+        )
+
+    def _open_ledger(self) -> None:
+        known = self.trials
+        self.ledger = Ledger(self.store, self.config, self.space, known, direction=self.direction)
+        for lost in self.ledger.reconcile(known):
+            self.store.add_trial(self.config.name, lost)
+            self.trials.append(lost)
+        if not known:
+            facts = self.space.facts
+            self.finish(_baseline_trial(self.baseline, facts, self.store.workspace))
+
+    def _search(self) -> None:
+        done = [t.plan for t in self.trials if t.origin == "anchor"]
+        for title, plan in self.space.references():
+            if plan in done:
+                continue
+            if not self._has_time():
+                return
+            self.say(title)
+            self.evaluate(plan, origin="anchor", anchor=True)
+        while self._has_time():
+            asked = self.ledger.ask()
+            self.evaluate(self.space.decode(asked.params), origin="search", asked=asked)
+
+    def _has_time(self) -> bool:
+        limit = self.config.search.max_trials
+        if limit is not None and len(self.trials) >= limit:
+            return False
+        if self._failure():
+            return False
+        return time.monotonic() + self.schedule.train_s / 2 + self.overhead_s() < self.search_end
+
+    # -- one trial
+
+    def evaluate(
+        self,
+        plan: CompressionPlan,
+        *,
+        origin: str,
+        anchor: bool = False,
+        asked: Any = None,
+        train_s: float | None = None,
+        deadline: float | None = None,
+        continue_from: int | None = None,
+    ) -> TrialRecord:
+        """Have the worker run one plan and store what came of it."""
+        number = self.ledger.next_number if asked is None else asked.number
+        train_s = train_s or self.schedule.train_s
+        deadline = deadline or self.search_end
+        request = Request(
+            trial=number, plan=plan, origin=origin, train_s=train_s, deadline=deadline,
+            rivals=tuple(self.rivals()), constraints=self.constraints, anchor=anchor, continue_from=continue_from,
+            latency=self.store.latency(self.config.name, plan.structure_key()),
+        )  # fmt: skip
+        failed = TrialRecord(trial=number, state=TrialState.FAILED, plan=plan, origin=origin, parent=continue_from)
+        try:
+            self.ensure_worker()
+            kill_at = min(self.end + _GRACE_S, time.monotonic() + 3 * train_s + 60)
+            record: TrialRecord = self.worker.call("evaluate", request, deadline=kill_at)
+        except WorkerDied as error:
+            record = replace(failed, reason=str(error))
+        except WorkerBug as error:
+            record = replace(failed, reason=f"internal error: {str(error).strip().splitlines()[-1]}")
+        return self.finish(record, asked)
+
+    def ensure_worker(self) -> None:
+        """Start and prepare the worker again if it is gone."""
+        if not self.worker.alive:
+            self._prepare()
+
+    def finish(self, record: TrialRecord, asked: Any = None) -> TrialRecord:
+        """Write a trial that ended: our record first, then Optuna's (`asked`: the one it was asked for as)."""
+        record = replace(record, spent_s=self.spent_s)
+        name, measured = self.config.name, record.measurement
+        self.store.add_trial(name, record)
+        if measured is not None and record.origin != "baseline":
+            key = record.plan.structure_key()
+            self.store.remember_latency(name, key, measured.latency, size_bytes=measured.size_bytes)
+        self.ledger.tell(record, asked)
+        self.trials.append(record)
+        self.listener(record)
+        return record
+
+    # -- what trials are judged against
+
+    @property
+    def constraints(self) -> Constraints:
+        """The bounds of the study file."""
+        search = self.config.search
+        return Constraints(max_drop=search.max_drop, max_size=search.max_size, max_latency=search.max_latency)
+
+    def rivals(self) -> Iterator[Rival]:
+        """Every trained trial; an objective that the study does not have counts as equal for all."""
+        objectives = self.config.search.objectives
+        for record in self.trials:
+            measured = record.measurement
+            if record.state is not TrialState.COMPLETE or measured is None or measured.val is None:
+                continue
+            drop = metric_drop(measured.val, self.baseline.val, direction=self.direction)
+            yield Rival(
+                trial=record.trial,
+                plan=record.plan,
+                drop=max(0.0, drop),
+                size_ratio=measured.size_bytes / self.baseline.size_bytes if "size" in objectives else 0.0,
+                latency_ratio=measured.latency.ratio if "latency" in objectives else 0.0,
+            )
+
+    def _failure(self) -> str:
+        """Why the search ends early: the same failure several times in a row."""
+        last = self.trials[-_SAME_FAILURES:]
+        same = len(last) == _SAME_FAILURES and len({t.reason for t in last}) == 1
+        if same and all(t.state is TrialState.FAILED for t in last):
+            return f"ended after {_SAME_FAILURES} identical failures: {last[0].reason}"
+        return ""
+
+    # -- time
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of the budget spent, earlier runs included; a pause between runs does not count."""
+        return self.before_s + time.monotonic() - self.start
+
+    @property
+    def end(self) -> float:
+        """Monotonic seconds at which the budget ends."""
+        return self.start - self.before_s + self.config.search.budget
+
+    @property
+    def search_end(self) -> float:
+        """Monotonic seconds at which the final stage begins."""
+        return self.end - self.schedule.final_s
+
+    def overhead_s(self) -> float:
+        """Seconds of a trial beside its training, at the 90th percentile of those that were trained."""
+        others = sorted(
+            sum(s for stage, s in t.durations_s.items() if stage != "train")
+            for t in self.trials
+            if t.state is TrialState.COMPLETE and t.durations_s
+        )
+        return others[int(0.9 * (len(others) - 1))] if others else _OVERHEAD_S
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Charge what runs inside to a stage of the study, also if it is interrupted."""
+        self.stage, start = stage, time.monotonic()
+        try:
+            yield
+        finally:
+            self._add_duration(stage, time.monotonic() - start)
+
+    def _add_duration(self, stage: str, seconds: float) -> None:
+        durations = dict(self.store.study(self.config.name).durations_s)
+        durations[stage] = durations.get(stage, 0.0) + seconds
+        self.store.update(self.config.name, durations_s=durations, spent_s=self.spent_s)
+
+    def say(self, message: str) -> None:
+        """Tell the listener what is going on."""
+        self.listener(
+            Progress(stage=self.stage, message=message, spent_s=self.spent_s, budget_s=self.config.search.budget)
+        )
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._ticked < _TICK_S:
+            return
+        self._ticked = now
+        self.store.tick(self.config.name, self.spent_s)
+        if self.store.cancel_requested(self.config.name):
+            raise Cancelled
+
+
+def _baseline_trial(baseline: Any, facts: ModelFacts, workspace: Path) -> TrialRecord:
+    from autocompress.measure.size import compressed_bytes
+
+    return TrialRecord(
+        trial=0,
+        state=TrialState.COMPLETE,
+        plan=CompressionPlan(),
+        origin="baseline",
+        measurement=Measurement(
+            val=baseline.val,
+            size_bytes=baseline.size_bytes,
+            compressed_bytes=compressed_bytes((workspace / baseline.artifact).read_bytes()),
+            latency=Latency(latency_ms=baseline.latency_ms, ratio=1.0, ratio_ci=(1.0, 1.0), blocks=0),
+            params=baseline.params,
+            macs=baseline.macs,
+        ),
+        artifact=baseline.artifact,
+        widths={g.name: g.channels for g in facts.groups},
+    )

@@ -1,0 +1,77 @@
+"""The process that trains: reads requests on stdin, answers on stdout, and dies with its driver.
+
+A trial that crashes the interpreter, runs out of memory or hangs takes this process with it and
+nothing else. Requests and answers are pickles between two processes of the same program.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import sys
+import threading
+import time
+import traceback
+from typing import Any, BinaryIO
+
+from autocompress.errors import AutocompressError
+from autocompress.study.evaluate import evaluate, examine
+from autocompress.study.prepare import Report, Task, prepare
+from autocompress.study.requests import Request
+
+_LENGTH = struct.Struct("<Q")
+
+
+def write_message(stream: BinaryIO, message: Any) -> None:
+    """Length and pickle of a message."""
+    data = pickle.dumps(message)
+    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def main() -> None:
+    """Serve requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not get between the answers
+    _die_with(os.getppid())
+    task: Task | None = None
+    while header := sys.stdin.buffer.read(_LENGTH.size):
+        method, arguments = pickle.loads(sys.stdin.buffer.read(_LENGTH.unpack(header)[0]))
+
+        def report(text: str) -> None:
+            write_message(answers, ("progress", text))
+
+        try:
+            if method == "prepare":
+                task, result = prepare(*arguments, report)
+            else:
+                assert task is not None, "a worker is asked to prepare first"
+                result = _serve(task, method, arguments, report)
+            write_message(answers, ("done", result))
+        except AutocompressError as error:
+            write_message(answers, ("error", error))
+        except Exception:
+            write_message(answers, ("bug", traceback.format_exc()))
+
+
+def _serve(task: Task, method: str, arguments: tuple[Any, ...], report: Report) -> Any:
+    if method == "evaluate":
+        request: Request = arguments[0]
+        return evaluate(task, request, report)
+    artifact, baseline_ms = arguments
+    workspace = task.source.workspace
+    return examine(task, workspace / artifact, workspace / task.baseline.artifact, baseline_ms=baseline_ms)
+
+
+def _die_with(parent: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
