@@ -123,16 +123,21 @@ class DeviceConfig(Table):
 
 
 class SpaceConfig(Table):
-    """`[space]`: what is searched, and in which range. A list with one entry is not searched."""
+    """`[space]`: what is searched, and in which range.
+
+    A list with one entry is not searched; the first entry is what the uniform sweep uses.
+    """
 
     max_prune_ratio: float = Field(0.75, ge=0, lt=1, description="largest share of channels removed from a group")
     round_to: int = Field(8, ge=1, description="widths are multiples of this (4 below 32 channels)")
     weight_bits: tuple[Literal[2, 3, 4, 8, 16, 32], ...] = Field((3, 4, 8, 32), min_length=1)
     activations: tuple[Activations, ...] = Field(("float", "uint8"), min_length=1)
-    importance: tuple[Importance, ...] = Field(("taylor",), min_length=1)
-    temperature: tuple[float, ...] = Field((2.0, 4.0, 8.0), min_length=1, description="distillation temperatures")
+    importance: tuple[Importance, ...] = Field(("l1",), min_length=1)
+    temperature: tuple[float, ...] = Field((4.0, 2.0, 8.0), min_length=1, description="distillation temperatures")
     distill_weight: tuple[float, ...] = Field((0.9,), min_length=1, description="weights of the soft targets")
-    learning_rate: tuple[float, ...] = Field((2e-3,), min_length=1, description="peak learning rates of the recovery")
+    learning_rate: tuple[float, ...] = Field(
+        (4e-3, 2e-3), min_length=1, description="peak learning rates of the recovery"
+    )
     skip: tuple[str, ...] = Field((), description="layers that are left as they are, by name")
 
 
@@ -149,7 +154,7 @@ class SearchConfig(Table):
     seed: int = Field(0, ge=0, lt=2**31)
     max_trials: int | None = Field(None, ge=1, description="end after so many trials, the anchors included")
     train_s: float | None = Field(None, gt=0, description="seconds of training per trial; omitted: from the budget")
-    final_share: float = Field(0.3, ge=0, le=0.8, description="share of the budget kept for the final stage")
+    final_share: float = Field(0.4, ge=0, le=0.8, description="share of the budget kept for the final stage")
     batch_size: int = Field(128, ge=1, description="training batch")
     max_drop: float | None = Field(None, ge=0, description="largest loss of the metric; 0.01 is one point of accuracy")
     max_size: Size = Field(None, description="largest artifact: 50kB")

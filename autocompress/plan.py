@@ -107,6 +107,13 @@ class CompressionPlan:
         }
         return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()[:16]
 
+    def same_as(self, other: CompressionPlan) -> bool:
+        """Whether both lead to the same artifact; how to recover does not matter where nothing is trained."""
+        if self.structure_key() != other.structure_key():
+            return False
+        mine, theirs = self.to_dict(), other.to_dict()
+        return not self.trains or all(mine[key] == theirs[key] for key in ("importance", "distill", "learning_rate"))
+
     def compresses_at_least(self, other: CompressionPlan) -> bool:
         """Whether this plan removes and rounds at least as much as `other` in every group and layer."""
         groups = {*self.prune_ratio, *other.prune_ratio}

@@ -77,7 +77,7 @@ def judge(
         return Verdict(
             train=False, infeasible=True, reason=f"{latency_ms:.4g} ms exceed {constraints.max_latency:.4g} ms"
         )
-    twin = next((r.trial for r in rivals if r.plan == plan), None)
+    twin = next((r.trial for r in rivals if plan.same_as(r.plan)), None)
     if twin is not None:
         return Verdict(train=False, reason=f"the same plan as trial {twin}")
     if not plan.trains:

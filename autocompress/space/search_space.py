@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from autocompress.config import SpaceConfig
-from autocompress.plan import CompressionPlan, DistillPlan
+from autocompress.plan import Activations, CompressionPlan, DistillPlan
 from autocompress.records import GroupFacts, ModelFacts
 
 # Uniform plans that everybody would try, the most telling first: (share removed, bits).
@@ -55,12 +55,12 @@ class SearchSpace:
         return _searched(found | self._shared())
 
     def decode(self, params: Mapping[str, Any]) -> CompressionPlan:
-        """The plan of raw parameters; one that is not given takes its first choice, ratios 0.
+        """The plan of raw parameters; one that is not given takes its first choice, ratios 0, bits the last.
 
         Ratios are moved to the nearest width that the group may have, so the plan says exactly what is removed.
         """
         ratios = {g.name: snap(g, params.get(f"prune_ratio/{g.name}", 0.0)) for g in self.facts.groups}
-        first = self.config.weight_bits[0]
+        first = self.config.weight_bits[-1]
         bits = {n.name: params.get(f"weight_bits/{n.name}", first) for n in self.facts.layers}
         return self._plan(ratios, bits, params)
 
@@ -96,7 +96,7 @@ class SearchSpace:
                 factor *= 1 + knobs.get("knob/prune_coupled", 0.0)
             ratio = min(self.config.max_prune_ratio, max(0.0, knobs.get("knob/prune_level", 0.0) * factor))
             ratios[group.name] = snap(group, ratio)
-        base = knobs.get("knob/bits", self.config.weight_bits[0])
+        base = knobs.get("knob/bits", self.config.weight_bits[-1])
         bits = {n.name: base for n in self.facts.layers}
         if bits and knobs.get("knob/bits_ends", 1):
             for end in (self.facts.layers[0].name, self.facts.layers[-1].name):
@@ -104,21 +104,25 @@ class SearchSpace:
         return self._plan(ratios, bits, knobs)
 
     def references(self) -> list[tuple[str, CompressionPlan]]:
-        """The plans that every study evaluates first: fp16, post-training int8 and the uniform sweep."""
+        """The plans that every study evaluates first, after the dense model: fp16 and post-training int8."""
         names = [n.name for n in self.facts.layers]
         plain = self.decode({})
         fixed: dict[str, Any] = {
             "importance": plain.importance, "distill": plain.distill, "learning_rate": plain.learning_rate,
         }  # fmt: skip
-        found = [
+        return [
             ("fp16", CompressionPlan(weight_bits=dict.fromkeys(names, 16), **fixed)),
             ("int8", CompressionPlan(weight_bits=dict.fromkeys(names, 8), activations="uint8", **fixed)),
         ]
+
+    def sweep(self, activations: Activations) -> list[tuple[str, CompressionPlan]]:
+        """The uniform sweep of prune ratio and bits, with the given activations, the most telling plan first."""
+        found: list[tuple[str, CompressionPlan]] = []
         for ratio, base in SWEEP:
-            knobs = {"knob/prune_level": ratio, "knob/bits": base, "knob/bits_ends": 1, "activations": "uint8"}
+            knobs = {"knob/prune_level": ratio, "knob/bits": base, "knob/bits_ends": 1, "activations": activations}
             plan = self.from_knobs(knobs)
             if all(plan != other for _, other in found):
-                found.append((f"uniform {ratio:.0%} pruned, {base} bits", plan))
+                found.append((f"uniform: {ratio:.0%} pruned, {base} bits, {activations} activations", plan))
         return found
 
     def _ratios(self, group: GroupFacts) -> Parameter:

@@ -25,7 +25,7 @@ from autocompress.export.artifact import emit
 from autocompress.export.check import check_artifact
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
-from autocompress.records import Measurement, TrialRecord, TrialState
+from autocompress.records import Latency, Measurement, TrialRecord, TrialState
 from autocompress.recover.finetune import TrainingReport, finetune_
 from autocompress.search.stopping import judge
 from autocompress.space.layers import count_macs
@@ -58,9 +58,7 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     with stages("emit"):
         sketch = _sketch(task, network, plan, path)
     with stages("latency"):
-        latency = request.latency or task.device.measure(
-            path, task.source.workspace / baseline.artifact, baseline_ms=baseline.latency_ms
-        )
+        latency = request.latency or _time(task, path)
     measured = Measurement(
         val=None, size_bytes=len(sketch), compressed_bytes=compressed_bytes(sketch), latency=latency,
         params=sum(p.numel() for p in network.parameters()), macs=count_macs(network, task.example),
@@ -101,10 +99,29 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     )
 
 
+def probe(task: Task, plan: CompressionPlan) -> Latency:
+    """The latency of a plan whose network is not trained; nothing is kept of it."""
+    stages, path = _Stages(), task.source.folder / "probe" / "model.onnx"
+    with stages("prune"):
+        network = prune(task.model, plan, task.facts.groups, task.scores(plan.importance), task.example)
+    with stages("emit"):
+        _sketch(task, network, plan, path)
+    with stages("latency"):
+        latency = _time(task, path)
+    path.unlink()
+    path.parent.rmdir()
+    return latency
+
+
 def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -> Examination:
     """A fresh latency, and the one look at test data."""
     latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms)
     return Examination(test=task.quality(artifact, task.splits.test), latency=latency)
+
+
+def _time(task: Task, path: Path) -> Latency:
+    baseline = task.baseline
+    return task.device.measure(path, task.source.workspace / baseline.artifact, baseline_ms=baseline.latency_ms)
 
 
 def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -> bytes:

@@ -18,7 +18,7 @@ from autocompress.study.requests import Examination
 if TYPE_CHECKING:
     from autocompress.study.run import Driver
 
-_AT_LEAST = 1.5  # a final training is this much longer than a trial's, or it is not worth its overhead
+_AT_LEAST = 2.5  # a final training is this much longer than a trial's, or it is not worth its overhead
 _MOST = 12
 _MARGIN_S = 1.0
 
@@ -74,24 +74,41 @@ def _reserve_s(driver: Driver) -> float:
 
 
 def _examine(driver: Driver) -> None:
-    """Fresh latency and test value for the baseline and the front, smallest contribution last."""
+    """Fresh latency and test value for the baseline and the front, largest contribution first."""
     name, stored = driver.config.name, driver.store.study(driver.config.name).baseline
     assert stored is not None
     if stored.test is None and (seen := _look(driver, stored.artifact)) is not None:
         driver.store.update(name, baseline=replace(stored, test=seen.test))
-    for number in candidates(list(driver.rivals())):
-        index = next(i for i, t in enumerate(driver.trials) if t.trial == number)
-        record = driver.trials[index]
-        if record.measurement is None or record.artifact is None or record.measurement.test is not None:
-            continue
-        driver.say(f"measuring trial {number} afresh")
+    while (record := _next_unseen(driver)) is not None:
+        assert record.artifact is not None
+        driver.say(f"measuring trial {record.trial} afresh")
         seen = _look(driver, record.artifact)
         if seen is None:
             return
-        latency = record.measurement.latency if record.origin == "baseline" else seen.latency
-        measured = replace(record.measurement, test=seen.test, latency=latency)
-        driver.trials[index] = replace(record, measurement=measured)
-        driver.store.add_trial(name, driver.trials[index])
+        _note(driver, record, seen)
+
+
+def _next_unseen(driver: Driver) -> TrialRecord | None:
+    """The front's artifact of the largest contribution that was not looked at; new latencies may change the front."""
+    by_number = {t.trial: t for t in driver.trials}
+    for number in candidates(list(driver.rivals())):
+        measured = by_number[number].measurement
+        if measured is not None and measured.test is None:
+            return by_number[number]
+    return None
+
+
+def _note(driver: Driver, record: TrialRecord, seen: Examination) -> None:
+    """Store the test value of one trial, and the fresh latency for every trial of the same structure."""
+    key = record.plan.structure_key()
+    for index, other in enumerate(driver.trials):
+        measured = other.measurement
+        if measured is None or other.plan.structure_key() != key:
+            continue
+        latency = measured.latency if other.origin == "baseline" else seen.latency
+        test = seen.test if other.trial == record.trial else measured.test
+        driver.trials[index] = replace(other, measurement=replace(measured, latency=latency, test=test))
+        driver.store.add_trial(driver.config.name, driver.trials[index])
 
 
 def _look(driver: Driver, artifact: str) -> Examination | None:

@@ -6,6 +6,7 @@ right when the study is opened again.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import optuna
@@ -54,7 +55,9 @@ class Ledger:
             sampler=sampler,
             load_if_exists=True,
         )
-        self._study.set_metric_names(list(self._objectives))
+        with warnings.catch_warnings():  # marked experimental since 3.2
+            warnings.simplefilter("ignore")
+            self._study.set_metric_names(list(self._objectives))
 
     @property
     def next_number(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autocompress.config import StudyConfig
@@ -63,7 +63,7 @@ class Request:
     train_s: float
     deadline: float
     rivals: tuple[Rival, ...] = ()
-    constraints: Constraints = Constraints()
+    constraints: Constraints = field(default_factory=Constraints)
     latency: Latency | None = None
     continue_from: int | None = None
     anchor: bool = False

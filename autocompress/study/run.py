@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.config import StudyConfig
-from autocompress.errors import AutocompressError, BudgetError, UsageError
+from autocompress.errors import AutocompressError, BudgetError, StageError, UsageError
 from autocompress.front.hypervolume import metric_drop
 from autocompress.plan import CompressionPlan
 from autocompress.records import (
@@ -261,9 +261,8 @@ class Driver:
             self.finish(_baseline_trial(self.baseline, facts, self.store.workspace))
 
     def _search(self) -> None:
-        done = [t.plan for t in self.trials if t.origin == "anchor"]
-        for title, plan in self.space.references():
-            if plan in done:
+        for title, plan in (*self.space.references(), *self._sweep()):
+            if any(t.plan == plan and t.origin == "anchor" for t in self.trials):
                 continue
             if not self._has_time():
                 return
@@ -272,6 +271,38 @@ class Driver:
         while self._has_time():
             asked = self.ledger.ask()
             self.evaluate(self.space.decode(asked.params), origin="search", asked=asked)
+
+    def _sweep(self) -> list[tuple[str, CompressionPlan]]:
+        """The uniform sweep, each prune ratio with the activations that are faster on the device.
+
+        On some processors a pruned network is slower in integers than in floats, so this is not guessed.
+        """
+        by_kind = {kind: self.space.sweep(kind) for kind in ("float", "uint8")}
+        faster: dict[tuple[float, ...], str] = {}
+        for plans in zip(*by_kind.values(), strict=True):
+            widths = tuple(plans[0][1].prune_ratio.values())
+            if widths not in faster:
+                took = {plan.activations: self._probe(plan) for _, plan in plans}
+                faster[widths] = min(took, key=lambda kind: took[kind])
+        chosen = zip(*by_kind.values(), strict=True)
+        return [
+            next(p for p in plans if p[1].activations == faster[tuple(p[1].prune_ratio.values())]) for plans in chosen
+        ]
+
+    def _probe(self, plan: CompressionPlan) -> float:
+        """Latency of a plan's untrained artifact in milliseconds; infinite if it cannot be made."""
+        name, key = self.config.name, plan.structure_key()
+        known = self.store.latency(name, key)
+        if known is None:
+            self.say(f"timing {plan.activations} activations")
+            try:
+                self.ensure_worker()
+                known = self.worker.call("probe", plan, deadline=self.end)
+            except (WorkerDied, WorkerBug, StageError):
+                return float("inf")
+            assert known is not None
+            self.store.remember_latency(name, key, known)
+        return known.latency_ms
 
     def _has_time(self) -> bool:
         limit = self.config.search.max_trials

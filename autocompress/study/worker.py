@@ -16,7 +16,7 @@ import traceback
 from typing import Any, BinaryIO
 
 from autocompress.errors import AutocompressError
-from autocompress.study.evaluate import evaluate, examine
+from autocompress.study.evaluate import evaluate, examine, probe
 from autocompress.study.prepare import Report, Task, prepare
 from autocompress.study.requests import Request
 
@@ -59,6 +59,8 @@ def _serve(task: Task, method: str, arguments: tuple[Any, ...], report: Report) 
     if method == "evaluate":
         request: Request = arguments[0]
         return evaluate(task, request, report)
+    if method == "probe":
+        return probe(task, arguments[0])
     artifact, baseline_ms = arguments
     workspace = task.source.workspace
     return examine(task, workspace / artifact, workspace / task.baseline.artifact, baseline_ms=baseline_ms)
