@@ -94,6 +94,7 @@ def write_bundle(point: FrontPoint, study: StudyRecord, *, workspace: Path, out:
     Raises:
         UsageError: `out` is a file, or a folder with something in it.
         NotFoundError: the artifact is not in the workspace.
+        UsageError: the artifact is damaged.
     """
     artifact = _artifact(point, study, workspace)
     _check_target(out)
@@ -150,7 +151,7 @@ def _write_model(artifact: Path, target: Path, provenance: dict[str, str]) -> _S
     import onnx  # an import of a third of a second, and only a bundle needs it
 
     original = artifact.read_bytes()
-    model = onnx.load_from_string(original)
+    model = _parsed(original, artifact)
     known = {entry.key for entry in model.metadata_props}
     extra = onnx.ModelProto()
     for key, value in provenance.items():
@@ -158,6 +159,25 @@ def _write_model(artifact: Path, target: Path, provenance: dict[str, str]) -> _S
             extra.metadata_props.add(key=key, value=value)
     target.write_bytes(original + extra.SerializeToString())
     return _Shipped(size_bytes=target.stat().st_size, artifact_bytes=len(original), inputs=_inputs(model))
+
+
+def _parsed(content: bytes, artifact: Path) -> Any:
+    """The model in a file, or one sentence where the file is not one any more."""
+    import onnx
+
+    try:
+        model = onnx.load_from_string(content)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's own class for it would be one more library to import
+        raise UsageError(
+            f"{artifact} is damaged, it is no ONNX model any more: {_first_line(error)}; "
+            "export another trial, or restore the file from a copy"
+        ) from error
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _inputs(model: Any) -> tuple[tuple[str, str, tuple[int | str, ...]], ...]:

@@ -445,6 +445,8 @@ def _finish(record: StudyRecord, workspace: Path, as_json: bool) -> int:
         return _fail(f"interrupted; continue with `autocompress resume {record.name}`", INTERRUPTED)
     if record.state is StudyState.FAILED:
         return _fail(record.message or f"study {record.name!r} failed; `autocompress show {record.name}` says why", 1)
+    if record.message:  # finished, but earlier than the budget: say why
+        typer.echo(record.message, err=True)
     if limits := _constraints(result.record):
         try:
             result.best(**limits)

@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from autocompress.front.explain import format_bytes, format_drop, format_ms, metric_name, plan_lines
+from autocompress.front.hypervolume import REFERENCE
 from autocompress.front.pareto import non_dominated
 from autocompress.front.summary import FrontFacts, LayerRow, PointFacts, interval
 from autocompress.records import FrontPoint
@@ -105,7 +106,7 @@ def plot_objectives(facts: FrontFacts) -> go.Figure:
     figure.update_layout(
         margin={"l": 0, "r": 0, "t": 30, "b": 0},
         scene={
-            "xaxis": {**axis, "title": "size, kB", "type": "log", "dtick": "D2"},
+            "xaxis": {**axis, "title": "file size", "type": "log", **_size_ticks(facts)},
             "yaxis": {**axis, "title": "latency, ms"},
             "zaxis": {**axis, "title": _loss_title(facts)},
             "camera": {"eye": {"x": -1.6, "y": -1.6, "z": 0.75}, "center": {"x": 0, "y": 0, "z": -0.12}},
@@ -330,21 +331,38 @@ def _loss_title(facts: FrontFacts) -> str:
 
 
 def _loss_range(front: Sequence[PointFacts]) -> list[float]:
-    """From the best point to what matters: a trial that lost everything would flatten the rest."""
-    drops = [p.drop for p in front] + [p.test_drop for p in front if p.test_drop is not None] + [0.0]
-    high = max(min(max(drops), 0.10), 0.02) * 100
-    low = min(drops) * 100
-    return [low - 0.06 * (high - low) - 0.2, high + 0.08 * (high - low)]
+    """From the best point to what matters, in points: a file that lost everything would flatten the rest.
+
+    What matters is what the hypervolume counts, a loss up to its reference. Only if all of the front lost more, the
+    axis goes as far as the best of them.
+    """
+    drops = [d for p in front for d in (p.drop, p.test_drop) if d is not None]
+    useful = [d for d in drops if d <= REFERENCE["drop"]]
+    high = max(*useful, 0.02) * 100 if useful else min(drops, default=0.02) * 100
+    low = min([*drops, 0.0]) * 100
+    return [low - 0.06 * (high - low) - 0.2, high + 0.10 * (high - low)]
+
+
+def beyond_view(facts: FrontFacts) -> int:
+    """Points of the front that lose so much on validation data that the figures do not show them."""
+    front = [p for p in facts.points if p.on_front and p.point.origin != "baseline"]
+    visible = _loss_range(front)[1]
+    return sum(p.drop * 100 > visible for p in front)
 
 
 def _scale_x(figure: go.Figure, facts: FrontFacts, against: Against) -> None:
     if against == "latency":
         figure.update_xaxes(title="latency, ms", rangemode="tozero")
         return
+    figure.update_xaxes(title="file size", type="log", **_size_ticks(facts))
+
+
+def _size_ticks(facts: FrontFacts) -> dict[str, Any]:
+    """Round sizes on a log axis in kB, in words."""
     sizes = [p.point.size_bytes / 1000 for p in facts.points]
     low, high = (min(sizes), max(sizes)) if sizes else (1.0, 10.0)
     ticks = [m * 10.0**e for e in range(-3, 7) for m in _SIZE_STEPS if low / 2 <= m * 10.0**e <= high * 2]
-    figure.update_xaxes(title="file size", type="log", tickvals=ticks, ticktext=[format_bytes(t * 1000) for t in ticks])
+    return {"tickvals": ticks, "ticktext": [f"{t / 1000:g} MB" if t >= 1000 else f"{t:g} kB" for t in ticks]}
 
 
 def _style(figure: go.Figure, *, height: int) -> None:
@@ -360,5 +378,7 @@ def _style(figure: go.Figure, *, height: int) -> None:
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE, "orientation": "v"},
         uirevision="keep",  # a live page redraws without losing the reader's zoom
     )
-    figure.update_xaxes(gridcolor=_GRID, zeroline=False, linecolor=_GRID, ticks="outside", tickcolor=_GRID)
+    figure.update_xaxes(
+        gridcolor=_GRID, zeroline=False, linecolor=_GRID, ticks="outside", tickcolor=_GRID, automargin=True
+    )
     figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_GRID, linecolor=_GRID, automargin=True)

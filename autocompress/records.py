@@ -218,6 +218,7 @@ class StudyRecord(Record):
         durations_s: seconds of the budget per stage of the study: setup, teacher, baseline, search, final.
         versions: of Python and the libraries that decide the numbers.
         data_sizes: samples per split, "train", "val" and "test".
+        base: folder of the study file, which its paths and modules are relative to.
     """
 
     name: str
@@ -236,6 +237,7 @@ class StudyRecord(Record):
     versions: dict[str, str] = field(default_factory=dict)
     data_sizes: dict[str, int] = field(default_factory=dict)
     message: str = ""
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

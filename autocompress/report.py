@@ -37,6 +37,7 @@ from autocompress.front.summary import (
     front_hypervolume,
     interval,
     layer_rows,
+    loses_much,
     metric_direction,
 )
 from autocompress.records import FrontPoint, StudyRecord, TrialRecord, TrialState
@@ -80,6 +81,7 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
         },
         rows=rows,
         chosen=next((row for row in rows if chosen and row["trial"] == chosen.trial), None),
+        beyond=figures.beyond_view(facts),
         layers=points["layers"],
         counts=Counter(str(trial.state) for trial in trials),
         unfinished=_reasons(trials),
@@ -137,7 +139,8 @@ def _front_rows(study: StudyRecord, facts: FrontFacts) -> list[dict[str, Any]]:
                 "point": point,
                 "val": _value(point.val, facts.val_samples, facts.metric),
                 "test": _value(point.test, facts.test_samples, facts.metric),
-                "drops": {split: format_drop(drop, direction=facts.direction) for split, drop in drops.items()},
+                "drops": {split: _change(drop, facts) for split, drop in drops.items()},
+                "lossy": bool(base and loses_much(point, base, direction=facts.direction)),
                 "tie": is_latency_tie(point) and point.origin != "baseline",
                 "size_factor": base.size_bytes / point.size_bytes if base else None,
                 "words": words(point, base, direction=facts.direction) if base else "",
@@ -145,6 +148,11 @@ def _front_rows(study: StudyRecord, facts: FrontFacts) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _change(drop: float, facts: FrontFacts) -> str:
+    """A drop told with its sign: "0.29 points gained"."""
+    return f"{format_drop(abs(drop), direction=facts.direction)} {'gained' if drop < 0 else 'lost'}"
 
 
 def _value(value: float | None, samples: int | None, metric: str) -> dict[str, str] | None:

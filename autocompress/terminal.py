@@ -20,7 +20,7 @@ from rich.text import Text
 
 from autocompress.front.explain import format_bytes, format_duration, metric_name, plan_lines, words
 from autocompress.front.pareto import non_dominated
-from autocompress.front.summary import metric_direction
+from autocompress.front.summary import loses_much, metric_direction
 from autocompress.records import (
     FrontPoint,
     Measurement,
@@ -35,6 +35,7 @@ _LIVE_TRIALS = 12
 _LIVE_FRONT = 10
 # Names of layers and paths may hold [brackets] and :colons:, which rich would take for style.
 _LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+_WIDE = 160  # columns that the table of the front needs with its files
 _PLAIN_WIDTH = 240  # of a table in a pipe or file: nothing is cut or wrapped
 
 
@@ -151,9 +152,8 @@ class LiveView:
         if self._latest:
             parts.append(self._trials_table())
         if front := self._front.trials:
-            parts.append(
-                Text(f"front: {len(front)} points, {counts_text(Counter(self._states.values()))}", style="bold")
-            )
+            points = f"{len(front)} point{'' if len(front) == 1 else 's'}"
+            parts.append(Text(f"front: {points}, {counts_text(Counter(self._states.values()))}", style="bold"))
             parts.extend(self._front_line(trial) for trial in front[:_LIVE_FRONT])
             if len(front) > _LIVE_FRONT:
                 parts.append(Text(f"  and {len(front) - _LIVE_FRONT} more", style="dim"))
@@ -208,17 +208,20 @@ def print_front(study: StudyRecord, front: Sequence[FrontPoint], *, stream: Text
         console.print("no baseline was measured, so there is no front")
         return
     has_test = any(point.test is not None for point in front)
-    name = metric_name(base.metric)
-    columns = ["trial", f"{name} val", *([f"{name} test"] if has_test else []), "size", "latency", "what was won"]
-    table = _table(*columns, "artifact")
+    wide = console.width >= _WIDE  # else two-line heads, and the files are told below the table
+    name = metric_name(base.metric) + (" " if wide else "\n")
+    columns = ["trial", f"{name}val", *([f"{name}test"] if has_test else []), "size", "latency", "what was won"]
+    table = _table(*columns, *(["artifact"] if wide else []))
     for point in front:
         test = [_metric(point.test)] if has_test else []
         latency = _latency(point.latency_ms, point.latency_ratio, point.latency_ratio_ci)
-        won = words(point, base, direction=direction)
-        table.add_row(
-            str(point.trial), _metric(point.val), *test, format_bytes(point.size_bytes), latency, won, point.artifact
-        )
+        won, much = words(point, base, direction=direction), loses_much(point, base, direction=direction)
+        cells = [str(point.trial), _metric(point.val), *test, format_bytes(point.size_bytes), latency]
+        cells += [f"large loss: {won}" if much else won, *([point.artifact] if wide else [])]
+        table.add_row(*cells, style="dim" if much else "")
     console.print(table)
+    if not wide and front:
+        console.print(f"files: artifacts/{study.name}/trial-N/model.onnx in the workspace")
     if study.message:
         console.print(study.message)
     for command in next_commands(study):
@@ -341,7 +344,7 @@ def _measured_cells(measured: Measurement | None) -> tuple[str, str, str]:
     return (
         _metric(measured.val),
         format_bytes(measured.size_bytes),
-        text + (" (contended)" if latency.contended else ""),
+        text + (" noisy" if latency.contended else ""),
     )
 
 

@@ -14,6 +14,10 @@
     }
     if (layout.scene) {
       next.scene = { ...layout.scene };
+      if (innerWidth < 560) { // stand further back, or the axes are cut off
+        const { eye, ...camera } = layout.scene.camera;
+        next.scene.camera = { ...camera, eye: { x: eye.x * 1.45, y: eye.y * 1.45, z: eye.z * 1.45 } };
+      }
       for (const axis of ["xaxis", "yaxis", "zaxis"]) {
         next.scene[axis] = { ...layout.scene[axis], gridcolor: color("--plot-mesh"), zerolinecolor: color("--plot-mesh"), color: ink };
       }
@@ -24,7 +28,9 @@
   function draw(name) {
     const place = document.getElementById(`figure-${name}`), figure = data.figures[name];
     if (!place || !figure) return;
-    Plotly.react(place, figure.data, themed(figure.layout), data.config);
+    // On a narrow screen the buttons would cover the figure; touch zooms without them.
+    const config = innerWidth < 560 ? { ...data.config, displayModeBar: false } : data.config;
+    Plotly.react(place, figure.data, themed(figure.layout), config);
   }
 
   function drawAll() {

@@ -195,3 +195,11 @@ def test_a_dense_model_without_a_baseline_still_has_a_card(workspace: Path, tmp_
 def test_resources_are_found_in_a_checkout() -> None:
     assert (resource("dashboards") / "report.html.jinja").is_file()
     assert resource("studies").is_dir()
+
+
+@pytest.mark.parametrize("damage", [b"not a model", b"", linear_model()[:-60]], ids=["text", "empty", "cut off"])
+def test_a_damaged_artifact_is_one_sentence_and_leaves_nothing_behind(workspace: Path, damage: bytes) -> None:
+    point = place(workspace, damage)
+    with pytest.raises(UsageError, match=r"model\.onnx is damaged, it is no ONNX model any more: .+; export another"):
+        write_bundle(point, make_study(), workspace=workspace, out=workspace.parent / "out")
+    assert {path.name for path in workspace.parent.iterdir()} == {"runs"}

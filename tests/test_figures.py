@@ -118,3 +118,19 @@ def test_nothing_measured_still_draws() -> None:
         figures.plot_layers([]),
     ):
         assert figure.layout.height > 0
+
+
+def test_a_file_that_lost_everything_does_not_flatten_the_rest() -> None:
+    trials = [make_trial(1, 0.975, 90_000, 0.5), make_trial(2, 0.60, 9_000, 0.4), make_trial(3, 0.95, 50_000, 0.6)]
+    facts = front_facts(make_study(), trials)
+    low, high = figures.plot_trade_off(facts, "size").layout.yaxis.range
+    shown = [p.drop * 100 for p in facts.points if p.point.trial != 2]
+    assert all(low < drop < high for drop in shown)
+    assert high < 8
+    assert figures.beyond_view(facts) == 1
+
+
+def test_a_front_on_which_everything_is_bad_is_still_drawn() -> None:
+    facts = front_facts(make_study(), [make_trial(1, 0.60, 9_000, 0.4)])
+    assert figures.plot_trade_off(facts, "size").layout.yaxis.range[1] > facts.points[0].drop * 100
+    assert figures.beyond_view(facts) == 0

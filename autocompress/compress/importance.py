@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autocompress.plan import Importance
 from autocompress.records import GroupFacts
-from autocompress.space.groups import build_graph, full_group
+from autocompress.space.groups import build_graph, channel_blocks, full_group
 from autocompress.space.layers import CONVS
 
 Saliency = dict[nn.Module, Tensor]
@@ -40,6 +40,8 @@ def score_channels(
         loss: of (outputs, targets), averaged over the batch.
     Source: Molchanov et al. 2019, arXiv:1906.10771 (first-order Taylor, squared in their equation 8).
     """
+    if not groups:
+        return {}
     if criterion == "random":
         generator = torch.Generator().manual_seed(seed)
         return {g.name: torch.rand(g.channels, generator=generator) for g in groups}
@@ -61,7 +63,7 @@ def _saliency(model: nn.Module, criterion: Importance, batches: Any, loss: Any) 
     if criterion in ("l1", "l2"):
         return {m: m.weight.detach().abs().pow(1 if criterion == "l1" else 2) for m in layers}
     power = 1 if criterion == "taylor" else 2
-    total = {m: torch.zeros_like(m.weight) for m in layers}
+    total: Saliency = {m: torch.zeros_like(m.weight) for m in layers}
     for inputs, targets in batches:
         grads = torch.autograd.grad(loss(model(*inputs), targets), [m.weight for m in layers], allow_unused=True)
         for module, grad in zip(layers, grads, strict=True):
@@ -97,15 +99,22 @@ def _group_score(group: Any, saliency: Saliency, channels: int) -> Tensor:
         if module not in saliency:
             continue
         roots = item.root_idxs
-        values = _per_channel(saliency[module].cpu(), into=_prunes_inputs(handler), size=len(item.idxs))
+        values = _per_channel(saliency[module].cpu(), into=_prunes_inputs(handler))
         if values is None or any(r is None for r in roots) or max(item.idxs) >= len(values):
             continue
-        values = values[torch.as_tensor(item.idxs)]
-        score.scatter_add_(0, torch.as_tensor(roots), values / values.mean().clamp_min(1e-20))
+        # after a flatten one channel has many inputs in the next layer: they count as one
+        layer = torch.zeros(channels).scatter_add_(0, torch.as_tensor(roots), values[torch.as_tensor(item.idxs)])
+        score += layer / layer.mean().clamp_min(1e-20)
+    score = _share_in_blocks(score, channel_blocks(group))
     return score / score.mean().clamp_min(1e-20)
 
 
-def _per_channel(saliency: Tensor, *, into: bool, size: int) -> Tensor | None:
+def _share_in_blocks(score: Tensor, blocks: int) -> Tensor:
+    """The same score for the same place of every block: they go together. [1, 2, 3, 6] in 2 blocks is [2, 4, 2, 4]."""
+    return score.reshape(blocks, -1).mean(0).repeat(blocks)
+
+
+def _per_channel(saliency: Tensor, *, into: bool) -> Tensor | None:
     """Sum a weight's saliency over everything but its output (or input) channels; vectors are per output already."""
     if saliency.ndim == 1:
         return None if into else saliency

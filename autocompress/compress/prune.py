@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.compensate import Grams, compensate_, mark_channels_, read_marks
 from autocompress.plan import CompressionPlan
 from autocompress.records import GroupFacts
 from autocompress.space.groups import build_graph, channel_blocks, full_group
@@ -24,6 +25,8 @@ def prune(
     groups: Sequence[GroupFacts],
     scores: Mapping[str, Tensor],
     example: Sequence[Tensor],
+    *,
+    grams: Grams | None = None,
 ) -> nn.Module:
     """A copy of `model` with the plan's share of each group's channels removed.
 
@@ -32,6 +35,7 @@ def prune(
         groups: all groups of the model; one that the plan does not name keeps its channels.
         scores: importance per group, [channels]; the lowest go first.
         example: the inputs of one forward, each [batch, ...].
+        grams: of the dense layers' inputs; with them the removed channels are folded into the kept ones.
     Raises:
         ValueError: the plan names a group that the model does not have.
     """
@@ -44,7 +48,13 @@ def prune(
         if (count := group.channels - width_after(group, ratio)) > 0:
             remove[name] = _least_important(scores[name], count)
     pruned = copy.deepcopy(model)
-    return remove_channels_(pruned, example, remove) if remove else pruned
+    if not remove:
+        return pruned
+    remove_channels_(pruned, example, remove)
+    if grams is not None:
+        marked = remove_channels_(mark_channels_(copy.deepcopy(model)), example, remove)
+        compensate_(pruned, model, read_marks(marked, model), grams)
+    return pruned
 
 
 def remove_channels_(model: nn.Module, example: Sequence[Tensor], remove: Mapping[str, Sequence[int]]) -> nn.Module:

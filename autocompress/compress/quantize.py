@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+_SMALLEST = 1e-18
 _CLIP_SHARES = torch.linspace(0.3, 1.0, 36)
 
 
@@ -38,14 +40,14 @@ class QuantizedWeight:
 
 def limit_for(bits: int) -> int:
     """Largest magnitude at `bits`: 2^(bits-1) - 1, so that zero is exact and both signs reach as far."""
-    return 2 ** (bits - 1) - 1
+    return (1 << bits - 1) - 1
 
 
 def search_scale(weight: Tensor, bits: int) -> Tensor:
     """The scale per output channel with the least squared rounding error, [out].
 
     A grid of clip points from 0.3 to 1.0 of the channel's largest magnitude is tried; a channel of
-    zeros gets scale 1.
+    zeros, or of less than 1e-18, gets scale 1.
 
     Args:
         weight: [out, ...].
@@ -53,8 +55,10 @@ def search_scale(weight: Tensor, bits: int) -> Tensor:
     flat = weight.detach().float().flatten(1)
     limit = limit_for(bits)
     peak = flat.abs().amax(1)
-    peak = torch.where(peak > 0, peak, torch.full_like(peak, limit))
-    best, best_error = peak / limit, torch.full_like(peak, torch.inf)
+    # below _SMALLEST the squares of the errors and the scale itself would underflow
+    empty = peak <= _SMALLEST
+    peak = torch.where(empty, torch.full_like(peak, limit), peak)
+    best, best_error = peak / limit, torch.where(empty, 0.0, torch.inf)
     for share in _CLIP_SHARES:
         scale = peak * share / limit
         rounded = (flat / scale[:, None]).round().clamp(-limit, limit) * scale[:, None]
@@ -98,7 +102,7 @@ def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int]) -> nn.Mo
     """Put a `FakeQuantize` on every layer with at most 8 bits, in place.
 
     Raises:
-        ValueError: a layer is not in the model.
+        ValueError: a layer is not in the model, or its weight is not finite.
     """
     modules = dict(model.named_modules())
     for name, bits in weight_bits.items():
@@ -106,6 +110,7 @@ def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int]) -> nn.Mo
             raise ValueError(f"weight_bits names {name!r}, which is not a layer of the model")
         if bits <= 8:
             layer = modules[name]
+            _refuse_infinite(name, layer.weight)
             parametrize.register_parametrization(layer, "weight", FakeQuantize(layer.weight, bits))
     return model
 
@@ -121,20 +126,34 @@ def float_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def settle_weights_(model: nn.Module) -> dict[str, QuantizedWeight]:
-    """Replace every quantized weight by the float values it stands for, in place, and return the integers."""
+    """Replace every quantized weight by the float values it stands for, in place, and return the integers.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
     settled: dict[str, QuantizedWeight] = {}
     for name, module in model.named_modules():
         if not parametrize.is_parametrized(module, "weight"):
             continue
-        fake = module.parametrizations.weight[0]  # type: ignore[union-attr,index]
+        rounding: Any = module.parametrizations.weight
+        fake = rounding[0]
         if not isinstance(fake, FakeQuantize):
             continue
-        quantized = fake.quantize(module.parametrizations.weight.original.detach())  # type: ignore[union-attr]
+        quantized = fake.quantize(rounding.original.detach())
+        _refuse_infinite(name, quantized.scale)
+        _refuse_infinite(name, rounding.original)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         with torch.no_grad():
             module.weight.copy_(quantized.dequantize())
         settled[name] = quantized
     return settled
+
+
+def _refuse_infinite(name: str, values: object) -> None:
+    if isinstance(values, Tensor) and not values.isfinite().all():
+        raise ValueError(
+            f"the weight of {name!r} is not finite, so it cannot be rounded; a lower learning_rate may help"
+        )
 
 
 def _as_column(values: Tensor, ndim: int) -> Tensor:

@@ -25,18 +25,36 @@ Pairs = tuple[tuple[str, str], ...]
 def find_pairs(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
     """(layer, batch norm) wherever one forward hands a layer's output straight to a batch norm.
 
-    A pair is kept only if each of the two runs once and the folded network computes the same.
+    A pair is kept only if each of the two runs once and the folded network computes the same. That is tried
+    with arbitrary statistics: those of an untrained network (mean 0, variance 1) would hide a difference.
 
     Args:
         model: in eval mode.
         example: the inputs of one forward, each [batch, ...].
     """
-    candidates = _observe(model, example)
+    probe = _with_arbitrary_statistics(model)
+    candidates = _observe(probe, example)
     with torch.no_grad():
-        wanted = model(*example)
-        if _same(fold(model, candidates)[0](*example), wanted):
-            return candidates
-        return tuple(pair for pair in candidates if _same(fold(model, (pair,))[0](*example), wanted))
+        wanted = probe(*example)
+
+        def working(pairs: Pairs) -> Pairs:
+            if not pairs or _same(fold(probe, pairs)[0](*example), wanted):
+                return pairs
+            middle = len(pairs) // 2
+            return working(pairs[:middle]) + working(pairs[middle:]) if middle else ()
+
+        return working(candidates)
+
+
+def _with_arbitrary_statistics(model: nn.Module) -> nn.Module:
+    probe = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for norm in probe.modules():
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean += norm.running_var.sqrt() * torch.rand(len(norm.running_mean), generator=generator)
+                norm.running_var *= 0.8 + 0.4 * torch.rand(len(norm.running_var), generator=generator)
+    return probe
 
 
 def fold(
@@ -77,7 +95,7 @@ def _rescale(quantized: QuantizedWeight, norm: Any) -> QuantizedWeight:
 
 
 def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
-    produced: dict[int, str] = {}
+    produced: dict[tuple[int, int], str] = {}  # by identity and version: an in-place activation makes another tensor
     kept: list[Tensor] = []  # ids stay unique only while the tensors live
     runs: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
@@ -86,11 +104,11 @@ def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             runs[name] += 1
             if isinstance(module, _BatchNorm):
-                before = produced.get(id(inputs[0]))
+                before = produced.get((id(inputs[0]), inputs[0]._version))
                 if before is not None and module.running_mean is not None:
                     pairs.append((before, name))
             elif isinstance(output, Tensor):
-                produced[id(output)] = name
+                produced[id(output), output._version] = name
                 kept.append(output)
 
         return hook
@@ -103,11 +121,12 @@ def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(pair for pair in pairs if runs[pair[0]] == 1 and runs[pair[1]] == 1)
+    layers = Counter(layer for layer, _ in pairs)  # a layer that feeds two norms can be folded into neither
+    return tuple(p for p in pairs if runs[p[0]] == runs[p[1]] == layers[p[0]] == 1)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return bool(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * max(1.0, b.abs().max().item())))
+    return a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * max(1.0, b.abs().max().item())))
 
 
 def _replace_(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -50,7 +50,8 @@ def pack_words(integers: np.ndarray, bits: int) -> np.ndarray:
     fields = (integers.reshape(-1).astype(np.int64) + 2 ** (bits - 1)).astype(np.uint64)
     fields = np.pad(fields, (0, -len(fields) % per_word)).reshape(-1, per_word)
     shifts = np.arange(per_word, dtype=np.uint64) * np.uint64(bits)
-    return np.bitwise_or.reduce(fields << shifts, axis=1)
+    words: np.ndarray = np.bitwise_or.reduce(fields << shifts, axis=1)
+    return words
 
 
 def unpack_words(words: np.ndarray, bits: int, shape: Sequence[int]) -> np.ndarray:
@@ -207,7 +208,8 @@ def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 def _array(value: ir.Value) -> np.ndarray:
     assert value.const_value is not None
-    return value.const_value.numpy()
+    array: np.ndarray = value.const_value.numpy()
+    return array
 
 
 def _substitute(graph: ir.Graph, name: str, node: ir.Node) -> None:

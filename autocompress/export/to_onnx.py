@@ -35,10 +35,10 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skeleton:
-    """A traced graph and where each parameter stands in it."""
+    """A traced graph and where each parameter stands in it; a tied one can stand in several places."""
 
     model: ir.Model
-    sites: Mapping[str, Site]
+    sites: Mapping[str, tuple[Site, ...]]
 
 
 def input_names(count: int) -> list[str]:
@@ -62,8 +62,8 @@ def trace(model: nn.Module, example: Sequence[Tensor]) -> Skeleton:
     """Trace `model` as it is; raises like `trace_skeleton`."""
     onnx_model = _export(model, example)
     graph = onnx_model.graph
+    _free_reshapes_(graph)
     strip(onnx_model)
-    _free_flattening_(graph)
     return Skeleton(model=onnx_model, sites=_find_sites(graph, model))
 
 
@@ -77,12 +77,13 @@ def fill(skeleton: Skeleton, model: nn.Module) -> ir.Model:
     initializers = filled.graph.initializers
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     groups = {n: m.groups for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
-    layer_of = {site.name: key.removesuffix(".weight") for key, site in skeleton.sites.items()}
-    for key, site in skeleton.sites.items():
+    layer_of = {s.name: key.removesuffix(".weight") for key, sites in skeleton.sites.items() for s in sites}
+    for key, sites in skeleton.sites.items():
         array = state[key].detach().cpu().numpy()
-        value = initializers[site.name]
-        value.const_value = ir.tensor(np.ascontiguousarray(array.T if site.transposed else array), name=site.name)
-        value.shape = ir.Shape(value.const_value.shape)
+        for site in sites:
+            value = initializers[site.name]
+            value.const_value = ir.tensor(np.ascontiguousarray(array.T if site.transposed else array), name=site.name)
+            value.shape = ir.Shape(value.const_value.shape)
     for node in filled.graph:
         weight = node.inputs[1].name if node.op_type == "Conv" and node.inputs[1] is not None else None
         if weight in layer_of and layer_of[weight] in groups:
@@ -108,10 +109,7 @@ def _export(model: nn.Module, example: Sequence[Tensor]) -> ir.Model:
                 verbose=False,
             )
     except Exception as error:
-        raise UsageError(
-            f"the model cannot be exported to ONNX: {_reason(error)}; "
-            "make its forward exportable by torch.onnx.export(dynamo=True) with a dynamic batch"
-        ) from error
+        raise UsageError(f"the model cannot be exported to ONNX: {_reason(error)}") from error
     assert program is not None
     exported = program.model
     if len(exported.graph.outputs) != 1:
@@ -126,8 +124,11 @@ def _reason(error: BaseException) -> str:
     """The innermost cause in one line; exporters wrap errors several times over."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if "data-dependent" in str(error):
+        return "its forward branches on the values of a tensor; use torch.where there instead of if"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
+    cause = f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
+    return f"{cause}; make its forward exportable by torch.onnx.export(dynamo=True) with a dynamic batch"
 
 
 def _scrambled(model: nn.Module) -> nn.Module:
@@ -141,7 +142,10 @@ def _scrambled(model: nn.Module) -> nn.Module:
 
 
 def strip(model: ir.Model) -> ir.Model:
-    """Drop names of nodes, doc strings, metadata and inner shapes, in place: bytes that no runtime needs."""
+    """Drop names of nodes, doc strings, metadata and inner shapes, in place: bytes that no runtime needs.
+
+    Element types stay, because the quantizer leaves a tensor alone whose type it cannot infer; they are not serialized.
+    """
     model.metadata_props.clear()
     model.doc_string = model.graph.doc_string = None
     model.producer_name = model.producer_version = None
@@ -152,45 +156,73 @@ def strip(model: ir.Model) -> ir.Model:
         for value in node.outputs:
             value.metadata_props.clear()
             if not value.is_graph_output():
-                value.shape, value.type = None, None
+                value.shape = None
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
     return model
 
 
-def _free_flattening_(graph: ir.Graph) -> None:
-    """Turn Reshape(x, [-1, features]) into Reshape(x, [0, -1]), which holds for any number of features."""
+def _free_reshapes_(graph: ir.Graph) -> None:
+    """Make constant target shapes hold for other channel counts, in place; shapes are still those of the dense network.
+
+    [-1, 64] after a pool becomes [0, -1]: the batch is copied and the channels are what is left. Of the inner sizes
+    that a reshape changes, the largest is freed, so a channel shuffle [-1, 2, 24, 7, 7] becomes [0, 2, -1, 7, 7].
+    """
     for node in graph:
-        if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is None:
+        value = node.inputs[1] if node.op_type == "Reshape" else None
+        if value is None or value.const_value is None or node.inputs[0] is None:
             continue
-        shape = node.inputs[1].const_value.numpy()
-        if shape.shape == (2,) and shape[0] == -1:
-            freed = ir.tensor(np.array([0, -1], np.int64), name=f"{node.inputs[1].name}_free")
-            value = ir.Value(
-                name=freed.name, const_value=freed, shape=ir.Shape((2,)), type=ir.TensorType(ir.DataType.INT64)
-            )
-            if value.name not in graph.initializers:
-                graph.register_initializer(value)
-            node.replace_input_with(1, graph.initializers[value.name])
-            node.attributes.pop("allowzero", None)
+        before, after = node.inputs[0].shape, node.outputs[0].shape
+        target = value.const_value.numpy().tolist()
+        if before is None or after is None or target[0] != -1 or len(target) < 2 or before[0] != after[0]:
+            continue
+        kept = _equal_tail(list(before), list(after))
+        free = max(range(1, len(target) - kept), key=target.__getitem__, default=None)
+        if free is None:
+            continue
+        target[0], target[free] = 0, -1
+        name = f"{value.name}_free"
+        if name not in graph.initializers:
+            tensor = ir.tensor(np.array(target, np.int64), name=name)
+            freed = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+            graph.register_initializer(freed)
+        elif graph.initializers[name].const_value.numpy().tolist() != target:
+            continue
+        node.replace_input_with(1, graph.initializers[name])
+        node.attributes.pop("allowzero", None)
     for name in [n for n, v in graph.initializers.items() if not v.uses()]:
         del graph.initializers[name]
 
 
-def _find_sites(graph: ir.Graph, model: nn.Module) -> dict[str, Site]:
+def _equal_tail(before: list[object], after: list[object]) -> int:
+    """How many of the last sizes a reshape leaves as they are; the first one is never counted."""
+    count = 0
+    while count + 1 < min(len(before), len(after)) and before[-1 - count] == after[-1 - count]:
+        count += 1
+    return count
+
+
+def _find_sites(graph: ir.Graph, model: nn.Module) -> dict[str, tuple[Site, ...]]:
     """Match initializers to parameters: by name where the exporter kept it, else by value, straight or transposed."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    arrays = {key: t.detach().cpu().numpy() for key, t in state.items() if t.is_floating_point() and t.ndim > 0}
-    sites: dict[str, Site] = {}
+    arrays = {key: t.detach().cpu().numpy() for key, t in state.items() if t.is_floating_point()}
+    sites: dict[str, tuple[Site, ...]] = {}
     for name, value in graph.initializers.items():
         assert value.const_value is not None
         array = value.const_value.numpy()
-        keys = [name] if name in arrays else [k for k in arrays if k not in sites]
+        # a parameter that has a place already comes last: equal values mean a copy only where nothing else fits
+        keys = [name] if name in arrays else sorted(arrays, key=sites.__contains__)
         for key in keys:
-            if arrays[key].shape == array.shape and np.array_equal(arrays[key], array):
-                sites[key] = Site(name=name, transposed=False)
-                break
-            if array.ndim == 2 and arrays[key].shape == array.T.shape and np.array_equal(arrays[key], array.T):
-                sites[key] = Site(name=name, transposed=True)
+            if (transposed := _matches(arrays[key], array)) is not None:
+                sites[key] = (*sites.get(key, ()), Site(name=name, transposed=transposed))
                 break
     return sites
+
+
+def _matches(parameter: np.ndarray, array: np.ndarray) -> bool | None:
+    """Whether `array` is the parameter transposed (True), as it is (False), or something else (None)."""
+    if parameter.shape == array.shape and np.array_equal(parameter, array):
+        return False
+    if array.ndim == 2 and parameter.shape == array.T.shape and np.array_equal(parameter, array.T):
+        return True
+    return None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.front.explain import wilson_interval, words
+from autocompress.front.explain import judged_on_test, wilson_interval, words
 from autocompress.front.hypervolume import REFERENCE, Direction, gain, hypervolume, metric_drop
 from autocompress.front.pareto import non_dominated
 from autocompress.records import Baseline, FrontPoint, Measurement, ModelFacts, StudyRecord, TrialRecord, TrialState
@@ -245,6 +245,16 @@ def front_hypervolume(
         if (value := getattr(point, split)) is not None
     ]
     return hypervolume(rows) if rows or split == "val" else None
+
+
+def loses_much(point: FrontPoint, baseline: Baseline, *, direction: Direction = "maximize") -> bool:
+    """Whether a point loses more than the hypervolume's reference, 5 points: it counts for nothing there.
+
+    Judged like the words: on test data if both were looked at, else on validation data.
+    """
+    split = "test" if judged_on_test(point, baseline) else "val"
+    drop = _drop(getattr(point, split), getattr(baseline, split), direction)
+    return drop is not None and drop > REFERENCE["drop"]
 
 
 def _entry(point: FrontPoint, baseline: Baseline | None, direction: Direction) -> dict[str, Any]:

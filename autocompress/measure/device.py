@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from autocompress.records import DeviceFacts, Latency
 
@@ -36,12 +36,20 @@ def device_lock(name: str, *, timing: bool) -> Iterator[None]:
     """Hold a device of this machine: alone while timing, together with other trainers while training.
 
     The lock is shared by all processes of a user. A trainer takes it for a second at a time, so a
-    timing waits at most about that long.
+    timing waits at most about that long: who waits for it closes the gate, and no trainer comes in
+    again before it had its turn.
     """
-    path = Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}-{name}.lock"
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX if timing else fcntl.LOCK_SH)
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)
+    kind = fcntl.LOCK_EX if timing else fcntl.LOCK_SH
+    with _lock_file(name, "lock") as lock:
+        # Without the gate two trainers that take turns would keep the shared lock for ever.
+        with _lock_file(name, "gate") as gate:
+            fcntl.flock(gate, kind)
+            fcntl.flock(lock, kind)
+        yield
+
+
+@contextmanager
+def _lock_file(name: str, what: str) -> Iterator[TextIO]:
+    """An open lock file; closing it gives its lock back."""
+    with (Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}-{name}.{what}").open("a") as handle:
+        yield handle

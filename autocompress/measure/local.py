@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -87,7 +88,8 @@ class LocalDevice:
             self._child.wait()
             for stream in (self._child.stdin, self._child.stdout):
                 if stream is not None:
-                    stream.close()
+                    with contextlib.suppress(BrokenPipeError):  # a request that nobody reads any more
+                        stream.close()
             self._child = None
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +109,8 @@ class LocalDevice:
         return answer
 
     def _start(self) -> subprocess.Popen[str]:
+        if self._child is not None and self._child.poll() is not None:
+            self.close()  # it died since the last measurement
         if self._child is None:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "autocompress.measure.latency"],

@@ -35,7 +35,7 @@ def open_artifact(path: Path | str, *, runtime: str, threads: int) -> Runner:
     try:
         return _openvino(str(path), threads) if runtime == "openvino" else _onnxruntime(str(path), threads)
     except Exception as error:
-        raise ValueError(f"{runtime} does not load the file: {str(error).splitlines()[0][:200]}") from error
+        raise ValueError(f"{runtime} cannot load {path}: {str(error).splitlines()[0][:200]}") from error
 
 
 def input_arrays(path: Path | str, batch: int) -> list[np.ndarray]:

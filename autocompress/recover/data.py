@@ -1,66 +1,29 @@
-"""The data a study works on: three splits of tensors, checked once, then stored, shared and batched.
+"""The data a study works on: three splits of tensors, checked once, then batched.
 
-Takes what a data factory or a user hands over (`split_data`), carves what is missing from train and
-says so. It does not fetch data (`zoo/datasets.py`) and does not change what the artifact will see:
-inputs keep their dtype and values, and only `augment` changes them, in training alone.
+Takes what a data factory or a user hands over (`split_data`; reading it is `recover/read.py`), carves
+what is missing from train and says so. It does not fetch data (`zoo/datasets.py`) and does not change
+what the artifact will see: inputs keep their dtype and values, and only `augment` changes them, in
+training alone.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from autocompress.config import BUILTIN_METRICS, DataConfig
 from autocompress.errors import UsageError
+from autocompress.recover.read import Split, read_splits
 
 Task = Literal["classification", "regression"]
 Augment = Literal["none", "hflip", "shift", "hflip+shift"]
-
-SPLITS = ("train", "val", "test")
-FILE_NAME = "data.safetensors"
-_SPLIT_ALIASES = {
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "eval": "val",
-    "training": "train",
-    "testing": "test",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Split:
-    """Samples as tensors.
-
-    Attributes:
-        inputs: one tensor [n, ...] per input of the model.
-        targets: int64 class labels [n] (classification), or float32 [n, ...] (regression).
-    """
-
-    inputs: tuple[Tensor, ...]
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def take(self, index: Tensor) -> Split:
-        """The samples at `index`, copied."""
-        return Split(inputs=tuple(t[index] for t in self.inputs), targets=self.targets[index])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,7 +61,7 @@ def split_data(raw: Any, *, config: DataConfig, metric: str, seed: int) -> DataS
         UsageError: in one sentence, the first thing that is wrong with the data.
     """
     notes: list[str] = []
-    splits = {name: _read_split(name, value, notes) for name, value in _named_splits(raw).items()}
+    splits = read_splits(raw, notes)
     task = _task(splits["train"].targets, metric)
     splits = {name: _with_targets(name, split, task, metric) for name, split in splits.items()}
     for name, split in splits.items():
@@ -117,137 +80,6 @@ def split_data(raw: Any, *, config: DataConfig, metric: str, seed: int) -> DataS
         order = _spread_order(splits["val"].targets, classes is not None, generator)
         splits["val"] = splits["val"].take(_sorted(order[: config.max_val]))
     return DataSplits(**splits, notes=tuple(notes), task=task, classes=classes)
-
-
-# Reading -------------------------------------------------------------------------------------------
-
-
-def _named_splits(raw: Any) -> Mapping[str, Any]:
-    if not isinstance(raw, Mapping):
-        raise UsageError(
-            f'data must be a mapping like {{"train": ..., "val": ...}}, got {_kind(raw)}; put the data under "train"'
-        )
-    for name in raw:
-        if name not in SPLITS:
-            near = _SPLIT_ALIASES.get(str(name)) or next(iter(difflib.get_close_matches(str(name), SPLITS, n=1)), None)
-            hint = f"did you mean {near!r}?" if near else "remove it"
-            raise UsageError(f"unknown split {name!r} in the data; known are train, val and test; {hint}")
-    if raw.get("train") is None:
-        raise UsageError('the data has no "train"; give it as a Dataset or as a pair (inputs, targets)')
-    return {name: raw[name] for name in SPLITS if raw.get(name) is not None}
-
-
-def _read_split(name: str, value: Any, notes: list[str]) -> Split:
-    if isinstance(value, DataLoader):
-        raise UsageError(f"{name} is a DataLoader; give its .dataset, batches are made here")
-    if isinstance(value, TensorDataset):
-        value = value.tensors
-    if isinstance(value, tuple | list) and len(value) == 2:
-        split = _read_pair(name, value[0], value[1])
-    elif isinstance(value, Dataset) or (
-        hasattr(value, "__getitem__") and not isinstance(value, tuple | list | str | Mapping | Tensor | np.ndarray)
-    ):
-        split = _read_dataset(name, value)
-        notes.append(f"{name}: the data set was read once; its random transforms, if any, are fixed (use data.augment)")
-    else:
-        size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
-        raise UsageError(
-            f"{name} must be a Dataset of (input, target) or a pair (inputs, targets), got {_kind(value)}{size}; "
-            "put several inputs into one tuple"
-        )
-    lengths = {len(tensor) for tensor in split.inputs}
-    if lengths != {len(split)}:
-        got = ", ".join(map(str, sorted(lengths)))
-        raise UsageError(f"{name} has {len(split)} targets but {got} inputs; every input needs one target")
-    if len(split) == 0:
-        raise UsageError(f"{name} has no samples; give at least one or leave {name} out")
-    return split
-
-
-def _read_pair(name: str, inputs: Any, targets: Any) -> Split:
-    parts = tuple(inputs) if isinstance(inputs, tuple) else (inputs,)
-    if not parts:
-        raise UsageError(f"{name} has an empty tuple of inputs; give at least one tensor")
-    return Split(
-        inputs=tuple(_tensor(p, f"the inputs of {name}") for p in parts),
-        targets=_tensor(targets, f"the targets of {name}"),
-    )
-
-
-def _tensor(value: Any, what: str) -> Tensor:
-    try:
-        tensor = _as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = getattr(value, "dtype", None) or _kind(value)
-        raise UsageError(f"{what} must be numbers in one tensor or array, got {kind}; convert them first") from error
-    if tensor.ndim == 0 or tensor.is_complex():
-        got = f"{tensor.dtype} {list(tensor.shape)}"
-        raise UsageError(f"{what} must be real numbers [n, ...], got {got}; convert them first")
-    return tensor.detach().cpu().contiguous()
-
-
-def _as_tensor(value: Any) -> Tensor:
-    """Arrays keep their dtype; Python's floats become float32. No other objects: torch would accept a PIL image."""
-    if isinstance(value, np.ndarray):
-        # torch warns about read-only memory and refuses negative strides
-        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
-    if isinstance(value, Tensor | np.generic | int | float | list | tuple):
-        return torch.as_tensor(value)
-    raise TypeError(f"{_kind(value)} is no number and no array")
-
-
-def _read_dataset(name: str, dataset: Any) -> Split:
-    try:
-        total = len(dataset)
-    except TypeError as error:
-        raise UsageError(f"{name} has no length; give a map-style Dataset, with __len__ and __getitem__") from error
-    if total == 0:
-        raise UsageError(f"{name} has no samples; give at least one or leave {name} out")
-    inputs, target = _read_sample(name, dataset, 0)
-    stores = tuple(_storage(name, tensor, total) for tensor in (*inputs, target))
-    for index in range(total):
-        inputs, target = _read_sample(name, dataset, index)
-        for store, tensor in zip(stores, (*inputs, target), strict=True):
-            if store.shape[1:] != tensor.shape:
-                raise UsageError(
-                    f"{name} sample {index} has the shape {list(tensor.shape)}, sample 0 has {list(store.shape[1:])}; "
-                    "bring all samples to one shape"
-                )
-            store[index] = tensor
-    return Split(inputs=stores[:-1], targets=stores[-1])
-
-
-def _read_sample(name: str, dataset: Any, index: int) -> tuple[tuple[Tensor, ...], Tensor]:
-    try:
-        sample = dataset[index]
-    except Exception as error:
-        raise UsageError(
-            f"{name} sample {index} could not be read ({type(error).__name__}: {error}); correct the data set"
-        ) from error
-    if not isinstance(sample, tuple | list) or len(sample) != 2:
-        size = f" of {len(sample)}" if isinstance(sample, tuple | list) else ""
-        raise UsageError(
-            f"{name} sample {index} must be (input, target), got {_kind(sample)}{size}; "
-            "put several inputs into one tuple"
-        )
-    inputs = tuple(sample[0]) if isinstance(sample[0], tuple) else (sample[0],)
-    try:
-        return tuple(_as_tensor(part) for part in inputs), _as_tensor(sample[1])
-    except (TypeError, ValueError, RuntimeError) as error:
-        kinds = ", ".join(_kind(part) for part in (*inputs, sample[1]))
-        raise UsageError(
-            f"{name} sample {index} must hold tensors or numbers, got {kinds}; convert them in the data set"
-        ) from error
-
-
-def _storage(name: str, sample: Tensor, total: int) -> Tensor:
-    needed = total * sample.numel() * sample.element_size()
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > 0.8 * memory:
-        raise UsageError(
-            f"{name} needs {needed / 1e9:.1f} GB in memory, this machine has {memory / 1e9:.1f} GB; give fewer samples"
-        )
-    return torch.empty(total, *sample.shape, dtype=sample.dtype)
 
 
 # Checking ------------------------------------------------------------------------------------------
@@ -380,60 +212,7 @@ def _sorted(index: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.sort(index))
 
 
-# Storing -------------------------------------------------------------------------------------------
-
-
-def save_splits(splits: DataSplits, folder: Path) -> Path:
-    """Writes one safetensors file that several processes can map; a reader sees the old file or the whole new one.
-
-    Returns:
-        The file, `folder`/data.safetensors.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    for name, split in splits.items():
-        for index, tensor in enumerate((*split.inputs, split.targets)):
-            key = f"{name}/targets" if index == len(split.inputs) else f"{name}/input_{index}"
-            # The format refuses tensors that share memory, as when one set serves as val and as test.
-            shared = any(
-                t.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for t in tensors.values()
-            )
-            tensors[key] = tensor.clone() if shared else tensor.contiguous()
-    facts = {"notes": json.dumps(splits.notes), "task": splits.task, "classes": json.dumps(splits.classes)}
-    descriptor, temporary = tempfile.mkstemp(prefix=".data-", suffix=".tmp", dir=folder)
-    os.close(descriptor)
-    try:
-        save_file(tensors, temporary, metadata=facts)
-        Path(temporary).replace(folder / FILE_NAME)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return folder / FILE_NAME
-
-
-def load_splits(folder: Path) -> DataSplits:
-    """What `save_splits` wrote; the tensors are views of the mapped file, so processes share the memory.
-
-    Raises:
-        UsageError: there is no such file, or it is damaged.
-    """
-    path = folder / FILE_NAME
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the handle is no mapping)
-        splits = {name: _stored_split(name, tensors) for name in SPLITS}
-        notes, classes = tuple(json.loads(facts["notes"])), json.loads(facts["classes"])
-        return DataSplits(**splits, notes=notes, task=facts["task"], classes=classes)
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} is missing or damaged ({error}); delete {folder} and start the study again"
-        ) from error
-
-
-def _stored_split(name: str, tensors: Mapping[str, Tensor]) -> Split:
-    count = sum(key.startswith(f"{name}/input_") for key in tensors)
-    inputs = tuple(tensors[f"{name}/input_{index}"] for index in range(count))
-    return Split(inputs=inputs, targets=tensors[f"{name}/targets"])
+# Telling data apart --------------------------------------------------------------------------------
 
 
 def data_digest(splits: DataSplits) -> str:
@@ -499,10 +278,6 @@ def batches(split: Split, batch_size: int, generator: torch.Generator) -> Iterat
     while True:
         order = torch.randperm(len(split), generator=generator)
         yield from order[: len(split) // size * size].view(-1, size).unbind()
-
-
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}" if value is not None else "None"
 
 
 def _short(tensor: Tensor) -> str:

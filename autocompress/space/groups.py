@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from autocompress.space.layers import CONVS
 
 ROOT_TYPES = (*CONVS, nn.Linear)
 _NORMS_WITH_GROUPS = (nn.GroupNorm,)
+_MOST_TRIES = 32  # each costs a copy, an analysis and two forwards
 
 
 def build_graph(model: nn.Module, example: Sequence[Tensor]) -> Any:
@@ -41,7 +43,7 @@ def build_graph(model: nn.Module, example: Sequence[Tensor]) -> Any:
                 model, example_inputs=tuple(example), forward_fn=lambda m, inputs: m(*inputs)
             )
     except Exception as error:
-        raise ValueError(f"its forward cannot be followed: {_first_line(error)}") from error
+        raise ValueError(f"the dependency analysis cannot follow its forward ({_first_line(error)})") from error
     finally:
         for parameter, grad in zip(model.parameters(), was, strict=True):
             parameter.requires_grad_(grad)
@@ -98,6 +100,7 @@ def find_groups(
     except ValueError as error:
         return [], [Skip(name="(whole model)", what="prune", reason=str(error))]
     names = {module: name for name, module in model.named_modules()}
+    tied = _tied_modules(model)
     order = list(names.values())
     outputs = _output_layers(graph)
     groups: list[GroupFacts] = []
@@ -107,12 +110,17 @@ def find_groups(
         layers = tuple(sorted({names[m] for m in roots if isinstance(m, ROOT_TYPES)}, key=order.index))
         name = min(layers, key=order.index)
         channels = len(group[0].idxs)
-        granule = granule_for(channels, round_to, channel_blocks(group))
+        blocks = channel_blocks(group)
+        granule = granule_for(channels, round_to, blocks)
         reason = ""
-        if any(m in outputs for m in roots):
+        if any(d.target.module in tied for d, _ in group):
+            reason = "a weight in it is shared between layers"
+        elif any(m in outputs for m in roots):
             reason = "its channels are the outputs of the network"
         elif any(layer in skip for layer in layers):
             reason = "listed under skip in the study file"
+        elif channels % blocks:
+            reason = f"its {channels} channels are only a part of those that a grouped layer after it divides"
         elif channels < 2 * granule:
             reason = f"{channels} channels are too few to remove any"
         if reason:
@@ -140,36 +148,63 @@ def _output_layers(graph: Any) -> set[nn.Module]:
     return found
 
 
+def _tied_modules(model: nn.Module) -> set[nn.Module]:
+    """Modules that hold the same parameter as another one: narrowing one of them would tear the two apart."""
+    uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    return {m for m in model.modules() if any(uses[id(p)] > 1 for p in m.parameters(recurse=False))}
+
+
 def _keep_what_works(
     model: nn.Module, example: Sequence[Tensor], groups: list[GroupFacts], skips: list[Skip]
 ) -> tuple[list[GroupFacts], list[Skip]]:
-    """Prune for a try: all groups at once, and one by one if that breaks the forward."""
-    if _breaks(model, example, groups) is None:
-        return groups, skips
-    kept: list[GroupFacts] = []
-    for group in groups:
-        if reason := _breaks(model, example, [group]):
-            skips.append(Skip(name=group.name, what="prune", reason=reason))
-        elif (reason := _breaks(model, example, [*kept, group])) is not None:
-            skips.append(Skip(name=group.name, what="prune", reason=f"not together with others: {reason}"))
-        else:
-            kept.append(group)
+    """Prune for a try: all groups at once, and by halves if that breaks the forward."""
+    tries = 0
+
+    def working(part: list[GroupFacts]) -> list[GroupFacts]:
+        nonlocal tries
+        tries += 1
+        if tries > _MOST_TRIES:
+            reason: str | None = f"the forward fails once channels are removed, and {_MOST_TRIES} tries found no cause"
+            skips.extend(Skip(name=g.name, what="prune", reason=str(reason)) for g in part)
+            return []
+        if not part or (reason := _breaks(model, example, part)) is None:
+            return part
+        if len(part) == 1:
+            skips.append(Skip(name=part[0].name, what="prune", reason=reason))
+            return []
+        middle = len(part) // 2
+        return working(part[:middle]) + working(part[middle:])
+
+    kept = working(groups)
+    if len(kept) < len(groups) and (reason := _breaks(model, example, kept)):  # each half works, both together do not
+        skips.extend(Skip(name=g.name, what="prune", reason=f"not together with others: {reason}") for g in kept)
+        kept = []
     return kept, skips
 
 
 def _breaks(model: nn.Module, example: Sequence[Tensor], groups: list[GroupFacts]) -> str | None:
+    """Why removing one granule from each group does not leave a working network of the promised widths."""
     from autocompress.compress.prune import remove_channels_
 
     trial = copy.deepcopy(model)
+    remove = {g.name: list(range(g.granule)) for g in groups}
     try:
         with torch.no_grad():
             before = trial(*example).shape
-            remove = {g.name: list(range(g.granule)) for g in groups}
             remove_channels_(trial, example, remove)
             after = trial(*example).shape
     except Exception as error:
-        return f"the forward fails once channels are removed: {_first_line(error)}"
+        return f"the forward fails once channels are removed ({_first_line(error)})"
+    for group in groups:
+        for layer in group.layers:
+            width, promised = _width(trial.get_submodule(layer)), group.channels - group.granule
+            if width != promised:
+                return f"{layer} keeps {width} channels where {promised} were asked for"
     return None if before == after else f"the output changes from {tuple(before)} to {tuple(after)}"
+
+
+def _width(layer: nn.Module) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
 
 def _first_line(error: Exception) -> str:

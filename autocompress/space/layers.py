@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,15 +37,15 @@ def find_layers(model: nn.Module, *, skip: tuple[str, ...] = ()) -> tuple[list[L
     return layers, skips
 
 
-def layer_kind(module: nn.Module) -> str:
+def layer_kind(module: Any) -> str:
     """ "depthwise", "conv" or "linear"."""
     if isinstance(module, nn.Linear):
         return "linear"
-    depthwise = module.groups > 1 and module.groups == module.in_channels  # type: ignore[union-attr]
+    depthwise = module.groups > 1 and module.groups == module.in_channels
     return "depthwise" if depthwise else "conv"
 
 
-def _facts(name: str, module: nn.Module) -> LayerFacts:
+def _facts(name: str, module: Any) -> LayerFacts:
     weight = module.weight
     return LayerFacts(  # weight: [out, in / groups, *kernel]
         name=name, kind=layer_kind(module), weights=weight.numel(), out_channels=weight.shape[0]

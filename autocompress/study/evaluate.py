@@ -18,7 +18,6 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
-from autocompress.compress.prune import prune
 from autocompress.compress.quantize import float_state, quantize_weights_, settle_weights_
 from autocompress.errors import AutocompressError, StageError
 from autocompress.export.artifact import emit
@@ -54,7 +53,7 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     folder = task.source.folder / f"trial-{request.trial}"
     path = folder / "model.onnx"
     with stages("prune"):
-        network = prune(task.model, plan, task.facts.groups, task.scores(plan.importance), task.example)
+        network = task.prune(plan)
     with stages("emit"):
         sketch = _sketch(task, network, plan, path)
     with stages("latency"):
@@ -103,7 +102,7 @@ def probe(task: Task, plan: CompressionPlan) -> Latency:
     """The latency of a plan whose network is not trained; nothing is kept of it."""
     stages, path = _Stages(), task.source.folder / "probe" / "model.onnx"
     with stages("prune"):
-        network = prune(task.model, plan, task.facts.groups, task.scores(plan.importance), task.example)
+        network = task.prune(plan)
     with stages("emit"):
         _sketch(task, network, plan, path)
     with stages("latency"):

@@ -77,8 +77,10 @@ def _examine(driver: Driver) -> None:
     """Fresh latency and test value for the baseline and the front, largest contribution first."""
     name, stored = driver.config.name, driver.store.study(driver.config.name).baseline
     assert stored is not None
+    dense = next(t for t in driver.trials if t.origin == "baseline")
     if stored.test is None and (seen := _look(driver, stored.artifact)) is not None:
         driver.store.update(name, baseline=replace(stored, test=seen.test))
+        _note(driver, dense, seen)
     while (record := _next_unseen(driver)) is not None:
         assert record.artifact is not None
         driver.say(f"measuring trial {record.trial} afresh")

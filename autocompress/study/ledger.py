@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import TrialState as OptunaState
 
 from autocompress.config import StudyConfig
+from autocompress.front.hypervolume import Direction
 from autocompress.records import TrialRecord, TrialState
 from autocompress.search.sampler import distributions, make_sampler
 from autocompress.space.search_space import SearchSpace
@@ -41,17 +42,18 @@ class Ledger:
         space: SearchSpace,
         known: Sequence[TrialRecord],
         *,
-        direction: str,
+        direction: Direction,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._objectives = space, config.search.objectives
         self._ranges = distributions(space.raw())
         # A resumed study draws from another stream, or it would propose the same plans again.
         sampler = make_sampler(config.search.sampler, space, seed=config.search.seed + 1000 * len(known))
+        directions: list[Direction] = [direction if name == "accuracy" else "minimize" for name in self._objectives]
         self._study = optuna.create_study(
             study_name=config.name,
             storage=open_optuna_storage(store),
-            directions=[direction if name == "accuracy" else "minimize" for name in self._objectives],
+            directions=directions,
             sampler=sampler,
             load_if_exists=True,
         )
@@ -102,6 +104,8 @@ class Ledger:
                     reason="the search was interrupted while it ran",
                 )
                 lost.append(record)
+            for key, value in self._attributes(record).items():
+                self._study._storage.set_trial_user_attr(trial._trial_id, key, value)
             self._study.tell(trial.number, values=self._values(record), state=_STATES[record.state])
         for number in range(self.next_number, max(ours, default=-1) + 1):
             self.tell(ours[number])
@@ -121,7 +125,7 @@ class Ledger:
         return [known[name] for name in self._objectives if name in known]
 
     def _attributes(self, record: TrialRecord) -> dict[str, object]:
-        attributes = {
+        attributes: dict[str, object] = {
             "state": str(record.state),
             "origin": record.origin,
             "reason": record.reason,

@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.compress.compensate import Grams, input_grams
 from autocompress.compress.importance import score_channels
+from autocompress.compress.prune import prune
 from autocompress.config import StudyConfig
 from autocompress.errors import UsageError
 from autocompress.export.artifact import Exporter, emit, make_exporter
@@ -56,12 +58,18 @@ class Task:
     device: Device
     exporter: Exporter
     baseline: Baseline
+    grams: Grams
     _scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def example(self) -> tuple[Tensor, ...]:
         """Inputs for one small forward, each [2, ...]."""
         return tuple(t[:2] for t in self.exporter.samples)
+
+    def prune(self, plan: CompressionPlan) -> nn.Module:
+        """The network of a plan before any training."""
+        scores = self.scores(plan.importance)
+        return prune(self.model, plan, self.facts.groups, scores, self.example, grams=self.grams)
 
     def scores(self, criterion: Importance) -> dict[str, Tensor]:
         """Importance of every channel by `criterion`, computed on first use."""
@@ -119,6 +127,7 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     task = Task(
         source=source, model=model, splits=splits, metric=metric, trainer=trainer, outputs=outputs, facts=facts,
         device=device, exporter=exporter, baseline=known or _no_baseline(metric),
+        grams=input_grams(model, samples),
     )  # fmt: skip
     if known is None:
         task.baseline = _measure_baseline(task)
@@ -134,7 +143,7 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
 def _load(source: Source) -> tuple[nn.Module, Any, Metric]:
     config = source.config
     if source.pickled is not None:
-        model, raw, function = cloudpickle.loads(source.pickled.read_bytes())
+        model, raw, function = _unpickle(source.pickled)
         function = function or config.task.metric
     else:
         model = build_model(config.model, base=source.base, seed=config.search.seed)
@@ -144,6 +153,15 @@ def _load(source: Source) -> tuple[nn.Module, Any, Metric]:
     if not any(True for _ in model.parameters()):
         raise UsageError("the model has no parameters, so there is nothing to compress; give a trained network")
     return model, raw, metric_for(function, config.task.direction)
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return cloudpickle.loads(path.read_bytes())
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"the model or data of this study cannot be loaded: {error}; resume it where their modules can be imported"
+        ) from error
 
 
 def _check_forward(model: nn.Module, splits: DataSplits) -> None:
@@ -166,8 +184,8 @@ def _check_forward(model: nn.Module, splits: DataSplits) -> None:
         raise UsageError(f"the model maps a batch of 2 to a tensor of shape {list(output.shape)}; keep the batch first")
     if splits.classes is not None and (output.ndim != 2 or output.shape[1] < splits.classes):
         raise UsageError(
-            f"the model gives outputs of shape {list(output.shape)} for a batch of 2, but the data has {splits.classes} "
-            "classes; one output per class was expected"
+            f"the model gives outputs of shape {list(output.shape)} for a batch of 2, but the data has "
+            f"{splits.classes} classes; one output per class was expected"
         )
 
 
@@ -192,21 +210,29 @@ def _provide_weights(
     config, own = source.config, source.folder / "teacher.safetensors"
     if source.pickled is not None:
         return []
+    if own.exists():  # the study is taken up again: its teacher must not change
+        load_weights(model, own)
+        return []
     if config.model.weights is not None:
         load_weights(model, (source.base or Path.cwd()) / config.model.weights)
+        _save_weights(model, own)
         return []
     shared = source.workspace / "teachers" / f"{_teacher_digest(config, splits)}.safetensors"
-    for path in (own, shared):
-        if path.exists():
-            load_weights(model, path)
-            return [] if path == own else [f"the teacher was taken from an earlier study: {shared.name}"]
+    if shared.exists():
+        load_weights(model, shared)
+        _save_weights(model, own)
+        return [f"the teacher was trained by an earlier study and taken from teachers/{shared.name}"]
     notes, finished = _train_teacher(model, config, splits, trainer, source.budget_s * _TEACHER_SHARE, report)
-    state = {name: t.contiguous() for name, t in model.state_dict().items()}
     for path in (own, shared) if finished else (own,):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        _save_weights(model, path)
     return notes
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    save_file({name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}, unfinished)
+    unfinished.replace(path)
 
 
 def _train_teacher(

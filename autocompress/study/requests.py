@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autocompress.config import StudyConfig
+from autocompress.front.hypervolume import Direction
 from autocompress.plan import CompressionPlan
 from autocompress.records import Baseline, Latency, ModelFacts
 from autocompress.search.stopping import Constraints, Rival
@@ -41,7 +42,7 @@ class Prepared:
     baseline: Baseline
     data_sizes: dict[str, int]
     durations_s: dict[str, float]
-    direction: str
+    direction: Direction
     device_description: str
 
 

@@ -98,10 +98,9 @@ def resume_study(name: str, *, workspace: Path, listener: Listener) -> StudyReco
                 f"study {name!r} is finished; `autocompress front {name}` shows it, "
                 "`autocompress search --name` starts another"
             )
-        source = dict(record.config.pop("_source", {}))
         config = StudyConfig.model_validate(record.config)
         pickled = workspace / "artifacts" / name / "source.pkl"
-        base = Path(source["base"]) if source.get("base") else None
+        base = Path(record.base) if record.base else None
         store.update(name, state=StudyState.RUNNING)
         return Driver(store, config, base, pickled if pickled.exists() else None, listener).run()
 
@@ -130,14 +129,13 @@ def _start(
 
 
 def _new_record(config: StudyConfig, base: Path | None) -> StudyRecord:
-    resolved = config.model_dump(mode="json")
-    resolved["_source"] = {"base": str(base.absolute()) if base else None}
     device = config.device
     return StudyRecord(
         name=config.name,
         state=StudyState.RUNNING,
         seed=config.search.seed,
-        config=resolved,
+        config=config.model_dump(mode="json"),
+        base=str(base.absolute()) if base else None,
         config_hash=config.digest(),
         budget_s=config.search.budget,
         spent_s=0.0,
@@ -169,7 +167,7 @@ class Schedule:
 
 
 def schedule(config: StudyConfig) -> Schedule:
-    """A fiftieth of the budget trains one trial (at least 1.5 s, at most 5 minutes), unless the study says otherwise."""
+    """A fiftieth of the budget trains one trial (from 1.5 s to 5 minutes), unless the study says otherwise."""
     budget = config.search.budget
     train_s = config.search.train_s or min(300.0, max(1.5, budget / 50))
     return Schedule(train_s=train_s, final_s=config.search.final_share * budget)

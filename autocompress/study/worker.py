@@ -44,7 +44,8 @@ def main() -> None:
 
         try:
             if method == "prepare":
-                task, result = prepare(*arguments, report)
+                source, known = arguments
+                task, result = prepare(source, known, report)
             else:
                 assert task is not None, "a worker is asked to prepare first"
                 result = _serve(task, method, arguments, report)

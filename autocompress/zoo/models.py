@@ -33,7 +33,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+        out: Tensor = self.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+        return out
 
 
 class ResNet(nn.Module):
@@ -69,7 +70,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layers(self.relu(self.bn1(self.conv1(x))))
-        return self.fc(torch.flatten(self.pool(x), 1))
+        logits: Tensor = self.fc(torch.flatten(self.pool(x), 1))
+        return logits
 
 
 def resnet20(in_channels: int = 3, classes: int = 10, width: int = 16) -> ResNet:
@@ -100,7 +102,8 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x) if self.residual else self.layers(x)
+        out: Tensor = self.layers(x)
+        return x + out if self.residual else out
 
 
 class MobileNetV2(nn.Module):
@@ -123,7 +126,8 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Linear(160, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+        logits: Tensor = self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+        return logits
 
 
 def mobilenetv2(in_channels: int = 3, classes: int = 10) -> MobileNetV2:

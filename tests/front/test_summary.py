@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from front_factories import BASELINE, make_facts, make_study, make_trial, make_trials
+from front_factories import BASELINE, make_facts, make_point, make_study, make_trial, make_trials
 
 from autocompress.front.hypervolume import hypervolume
 from autocompress.front.summary import (
@@ -15,6 +15,7 @@ from autocompress.front.summary import (
     front_points,
     interval,
     layer_rows,
+    loses_much,
     metric_direction,
     point_of,
     samples_of,
@@ -161,3 +162,10 @@ def test_only_accuracy_has_a_binomial_interval() -> None:
     assert interval(0.9, 100, "f1") is None
     assert interval(None, 100, "accuracy") is None
     assert interval(0.9, None, "accuracy") is None
+
+
+def test_losing_much_is_judged_on_test_data_where_it_was_looked_at() -> None:
+    assert loses_much(make_point(val=0.98, test=0.92), BASELINE)
+    assert not loses_much(make_point(val=0.90, test=0.93), BASELINE)
+    assert loses_much(make_point(val=0.93, test=None), BASELINE)
+    assert not loses_much(make_point(val=0.99, test=None), BASELINE)

@@ -185,9 +185,9 @@ def test_outputs_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
 def test_a_file_that_does_not_load_or_run_is_named(linear: Path, tmp_path: Path) -> None:
     inputs = np.zeros((2, 3), np.float32)
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
-    with pytest.raises(ValueError, match=r"ONNX Runtime cannot load .*broken\.onnx"):
+    with pytest.raises(ValueError, match=r"onnxruntime cannot load .*broken\.onnx"):
         predict(tmp_path / "broken.onnx", (inputs,), threads=1)
-    with pytest.raises(ValueError, match=r"ONNX Runtime cannot load .*none\.onnx"):
+    with pytest.raises(ValueError, match=r"onnxruntime cannot load .*none\.onnx"):
         predict(tmp_path / "none.onnx", (inputs,), threads=1)
     with pytest.raises(ValueError, match=r"linear\.onnx does not run: .*float"):
         predict(linear, (inputs.astype(np.float64),), threads=1)

@@ -1,12 +1,10 @@
-"""Raw data to splits: what is carved, what is refused and in which words, storing, augmenting, batching."""
+"""Raw data to splits: what is carved, what is refused and in which words, telling apart, augmenting, batching."""
 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +17,11 @@ from autocompress.config import DataConfig
 from autocompress.errors import UsageError
 from autocompress.recover import data as data_module
 from autocompress.recover.data import (
-    FILE_NAME,
     DataSplits,
     Split,
     augment,
     batches,
     data_digest,
-    load_splits,
-    save_splits,
     split_data,
 )
 
@@ -322,77 +317,7 @@ def test_a_data_set_larger_than_memory_is_refused_before_it_is_read() -> None:
         split({"train": Rows(lambda i: (huge, 0), 10**8)})
 
 
-# Storing -------------------------------------------------------------------------------------------
-
-
-def test_stored_splits_come_back_equal_and_leave_no_other_file(tiny_data: dict[str, Pair], tmp_path: Path) -> None:
-    splits = split({"train": tiny_data["train"]})
-    path = save_splits(splits, tmp_path / "deep" / "data")
-    assert [p.name for p in path.parent.iterdir()] == [FILE_NAME]
-    back = load_splits(path.parent)
-    assert data_digest(back) == data_digest(splits)
-    assert (back.notes, back.task, back.classes) == (splits.notes, "classification", 4)
-    assert len(back.notes) == 2
-    assert torch.equal(back.test.inputs[0], splits.test.inputs[0])
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int32, torch.float16, torch.bfloat16, torch.float64])
-def test_every_dtype_and_several_inputs_survive_storing(tmp_path: Path, dtype: torch.dtype) -> None:
-    inputs = (torch.arange(12).view(6, 2).to(dtype), torch.rand(6, 3, 1))
-    part = Split(inputs=inputs, targets=torch.rand(6, 2))
-    splits = DataSplits(train=part, val=part.take(torch.tensor([0])), test=part, task="regression")
-    save_splits(splits, tmp_path)
-    back = load_splits(tmp_path)
-    assert data_digest(back) == data_digest(splits)
-    assert (back.task, back.classes) == ("regression", None)
-    assert [t.dtype for t in back.test.inputs] == [dtype, torch.float32]
-
-
-def test_splits_that_are_views_of_one_tensor_can_be_stored(tmp_path: Path) -> None:
-    inputs, targets = numbered(40)
-    raw = {
-        "train": (inputs[:20], targets[:20]),
-        "val": (inputs[20:], targets[20:]),
-        "test": (inputs[20:], targets[20:]),
-    }
-    save_splits(split(raw), tmp_path)
-    back = load_splits(tmp_path)
-    assert [indices(part)[0] for _, part in back.items()] == [0, 20, 20]
-    assert (tmp_path / FILE_NAME).stat().st_size < 60 * 12 + 1000
-
-
-def test_loaded_splits_are_mapped_and_a_change_stays_in_the_process(tiny_data: dict[str, Pair], tmp_path: Path) -> None:
-    save_splits(split(tiny_data), tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        loaded = load_splits(tmp_path)
-    loaded.train.inputs[0].zero_()
-    assert float(load_splits(tmp_path).train.inputs[0].abs().sum()) > 0
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tiny_data: dict[str, Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    splits = split(tiny_data)
-    save_splits(splits, tmp_path)
-
-    def fail(tensors: Any, path: str, metadata: Any) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(data_module, "save_file", fail)
-    with pytest.raises(OSError, match="no space left"):
-        save_splits(splits, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [FILE_NAME]
-    assert data_digest(load_splits(tmp_path)) == data_digest(splits)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"nothing of the kind", b"\x02\0\0\0\0\0\0\0{}"])
-def test_a_missing_or_damaged_store_is_named(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(UsageError, match=r"data\.safetensors is missing or damaged .*; delete .* and start"):
-        load_splits(tmp_path)
+# Telling data apart --------------------------------------------------------------------------------
 
 
 def test_the_digest_sees_every_value_dtype_and_shape(tiny_data: dict[str, Pair]) -> None:

@@ -1,0 +1,112 @@
+"""Folds removed channels into the kept ones, without training.
+
+What a removed channel carried is, to a good part, a linear mix of what the kept ones carry. Ridge
+regression on the dense network's own activations finds that mix, and the next layer's weights absorb
+it. Similar channels are merged this way too. Batch-norm statistics are left to the training.
+
+Source: the closed form of optimal brain surgeon on layer inputs, Hassibi and Stork 1993, with a ridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.space.layers import CONVS
+
+Grams = dict[str, Tensor]
+Kept = dict[str, tuple[Tensor, Tensor]]
+_RIDGE = 1e-2  # of the mean diagonal
+_LARGEST = 4096  # inputs; beyond, the Gram matrix would take longer than the training it saves
+_POSITIONS = 2**16
+_EXACT = 2**24  # whole numbers that float32 holds exactly; more weights cannot be numbered
+
+
+@torch.no_grad()
+def input_grams(model: nn.Module, samples: Sequence[Tensor]) -> Grams:
+    """E[h h^T] over samples and positions of every dense layer's input, [inputs, inputs] by layer name.
+
+    Args:
+        model: dense, in eval mode.
+        samples: the inputs of one forward, each [n, ...].
+    """
+    grams: Grams = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
+            channels = inputs[0].movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)
+            channels = channels[:, :: max(1, channels.shape[1] // _POSITIONS)].float()
+            grams[name] = channels @ channels.T / channels.shape[1]
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if _mixes_inputs(m)]
+    try:
+        model(*samples)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return grams
+
+
+def mark_channels_(model: nn.Module) -> nn.Module:
+    """Replace each dense layer's weights by their own (output, input) numbers, so that pruning shows what it kept."""
+    for module in model.modules():
+        if _mixes_inputs(module):
+            outputs, inputs = module.weight.shape[:2]
+            numbers = torch.arange(outputs * inputs, dtype=torch.float32).reshape(outputs, inputs)
+            shape = (outputs, inputs, *[1] * (module.weight.ndim - 2))
+            module.weight = nn.Parameter(numbers.reshape(shape).expand(module.weight.shape).clone())
+    return model
+
+
+def read_marks(marked: nn.Module, dense: nn.Module) -> Kept:
+    """(kept outputs, kept inputs) of every dense layer of a marked network that was pruned."""
+    kept: Kept = {}
+    originals = dict(dense.named_modules())
+    for name, module in marked.named_modules():
+        if _mixes_inputs(module):
+            numbers = module.weight.detach().flatten(2)[..., 0] if module.weight.ndim > 2 else module.weight.detach()
+            numbers = numbers.long()
+            inputs = originals[name].weight.shape[1]
+            kept[name] = (numbers[:, 0] // inputs, numbers[0] % inputs)
+    return kept
+
+
+@torch.no_grad()
+def compensate_(pruned: nn.Module, dense: nn.Module, kept: Kept, grams: Mapping[str, Tensor]) -> nn.Module:
+    """Give every layer that lost inputs the weights that best replace them, in place.
+
+    With inputs h and kept inputs h_K the best linear guess of h is B h_K with
+    B = G[:, K] (G[K, K] + ridge)^-1, so W h becomes (W B) h_K.
+
+    Args:
+        pruned, dense: the same architecture after and before pruning.
+        kept: as `read_marks` gives it.
+        grams: as `input_grams` gives them.
+    """
+    before, after = dict(dense.named_modules()), dict(pruned.named_modules())
+    for name, (outputs, inputs) in kept.items():
+        gram = grams.get(name)
+        weight = before[name].weight
+        assert isinstance(weight, Tensor)
+        if gram is None or len(inputs) == weight.shape[1]:
+            continue
+        ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-12)
+        inner = gram[inputs][:, inputs] + ridge * torch.eye(len(inputs))
+        mix = torch.linalg.solve(inner, gram[inputs]).T  # [all inputs, kept inputs]
+        folded = torch.einsum("oi...,ik->ok...", weight[outputs].float(), mix)
+        target = after[name].weight
+        assert isinstance(target, Tensor)
+        target.copy_(folded)
+    return pruned
+
+
+def _mixes_inputs(module: nn.Module) -> bool:
+    if not isinstance(module, (*CONVS, nn.Linear)) or getattr(module, "groups", 1) != 1:
+        return False
+    outputs, inputs = module.weight.shape[:2]
+    return inputs <= _LARGEST and outputs * inputs <= _EXACT

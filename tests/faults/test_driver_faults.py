@@ -1,0 +1,339 @@
+"""The driver among a worker that dies, hangs, fails or lies, without torch: the worker is a stand-in."""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from example_study import FACTS, example_trial
+
+from autocompress.config import StudyConfig, load_config
+from autocompress.errors import BudgetError, UsageError
+from autocompress.records import Baseline, Latency, StudyState, TrialRecord, TrialState
+from autocompress.study import run as run_module
+from autocompress.study.executors import WorkerBug, WorkerDied
+from autocompress.study.requests import Examination, Prepared
+from autocompress.study.run import resume_study, search_study
+from autocompress.study.store import StudyStore
+
+BASELINE = Baseline(
+    metric="accuracy", val=0.98, test=None, size_bytes=1000, latency_ms=0.3, params=10, macs=100,
+    artifact="artifacts/tiny/baseline/model.onnx",
+)  # fmt: skip
+
+
+class Script:
+    """What the stand-in does: `evaluate` may be replaced, everything else works."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+        self.calls: list[str] = []
+        self.prepared = 0
+        self.evaluate = self.complete
+        self.prepare = self.ready
+
+    def ready(self) -> Prepared:
+        path = self.workspace / BASELINE.artifact
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"onnx")
+        return Prepared(
+            facts=FACTS, baseline=BASELINE, data_sizes={"train": 10, "val": 10, "test": 10}, durations_s={"setup": 0.1},
+            direction="maximize", device_description="a stand-in",
+        )  # fmt: skip
+
+    def complete(self, request) -> TrialRecord:
+        size = 900 - 10 * request.trial
+        return replace(
+            example_trial(request.trial, 0.97, size, 0.9 - 0.01 * request.trial),
+            plan=request.plan, origin=request.origin, durations_s={"train": 0.01},
+        )  # fmt: skip
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    made = Script(tmp_path / "runs")
+
+    class Worker:
+        def __init__(self, *, on_progress, tick):
+            self.alive, self.tick = False, tick
+
+        def call(self, method, *arguments, deadline):
+            made.calls.append(method)
+            self.tick()
+            if method == "prepare":
+                made.prepared += 1
+                result, self.alive = made.prepare(), True
+                return result
+            assert self.alive, "a request to a worker that was not prepared"
+            if method == "probe":
+                return Latency(latency_ms=0.1, ratio=0.3, ratio_ci=(0.3, 0.3), blocks=20)
+            if method == "examine":
+                return Examination(test=0.96, latency=Latency(latency_ms=0.1, ratio=0.3, ratio_ci=(0.3, 0.3), blocks=9))
+            try:
+                return made.evaluate(arguments[0])
+            except (WorkerDied, KeyboardInterrupt):
+                self.alive = False
+                raise
+
+        def close(self):
+            self.alive = False
+
+    monkeypatch.setattr(run_module, "LocalWorker", Worker)
+    return made
+
+
+def config(**search: object) -> StudyConfig:
+    tables = {"model": {"factory": "a:b"}, "search": {"budget": "20s", "train_s": 0.1, "max_trials": 8, **search}}
+    return load_config(tables, name="tiny")
+
+
+def search(script: Script, **options: object):
+    return search_study(config(**options), workspace=script.workspace, base=None, listener=lambda event: None)
+
+
+def resume(script: Script):
+    return resume_study("tiny", workspace=script.workspace, listener=lambda event: None)
+
+
+def trials(script: Script) -> list[TrialRecord]:
+    with StudyStore(script.workspace, readonly=True) as store:
+        return store.trials("tiny")
+
+
+def study(script: Script):
+    with StudyStore(script.workspace, readonly=True) as store:
+        return store.study("tiny")
+
+
+def names(script: Script) -> list[str]:
+    with StudyStore(script.workspace, readonly=True) as store:
+        return store.names()
+
+
+def at(number: int, script: Script, what):
+    """Evaluate as usual, but `what` happens at one trial, once."""
+    done: list[int] = []
+
+    def evaluate(request):
+        if request.trial == number and not done:
+            done.append(number)
+            return what(request)
+        return script.complete(request)
+
+    script.evaluate = evaluate
+
+
+def raising(error: BaseException):
+    def what(_request):
+        raise error
+
+    return what
+
+
+def test_a_worker_that_dies_costs_one_trial_and_is_replaced(script):
+    at(3, script, raising(WorkerDied("its process was ended by SIGKILL; the machine may be out of memory")))
+    record = search(script)
+    assert record.state is StudyState.FINISHED
+    found = trials(script)
+    assert found[3].state is TrialState.FAILED
+    assert found[3].reason == "its process was ended by SIGKILL; the machine may be out of memory"
+    assert [t.trial for t in found[:8]] == list(range(8))
+    assert all(t.state is TrialState.COMPLETE for t in found if t.trial != 3)
+    assert script.prepared == 2
+
+
+def test_a_bug_in_the_worker_is_a_failed_trial_and_the_study_goes_on(script):
+    at(2, script, raising(WorkerBug("Traceback (most recent call last):\n  ...\nKeyError: 'x'\n")))
+    assert search(script).state is StudyState.FINISHED
+    assert trials(script)[2].reason == "internal error: KeyError: 'x'"
+    assert script.prepared == 1
+
+
+def test_three_identical_failures_in_a_row_end_the_study_with_a_message(script):
+    def fail(request):
+        return replace(script.complete(request), state=TrialState.FAILED, reason="export failed: no", measurement=None)
+
+    script.evaluate = fail
+    record = search(script, max_trials=50)
+    assert record.state is StudyState.FINISHED
+    assert record.message == "ended after 3 identical failures: export failed: no"
+    assert [t.state for t in trials(script)] == [TrialState.COMPLETE, *[TrialState.FAILED] * 3]
+
+
+def test_failures_that_differ_in_a_number_only_are_identical(script):
+    def fail(request):
+        reason = f"train failed: training diverged after {10 + request.trial} steps"
+        return replace(script.complete(request), state=TrialState.FAILED, reason=reason, measurement=None)
+
+    script.evaluate = fail
+    record = search(script, max_trials=50)
+    assert record.message.startswith("ended after 3 identical failures: train failed")
+    assert len(trials(script)) == 4
+
+
+def test_failures_between_successes_do_not_end_it(script):
+    def sometimes(request):
+        done = script.complete(request)
+        return replace(done, state=TrialState.FAILED, reason="no", measurement=None) if request.trial % 3 else done
+
+    script.evaluate = sometimes
+    record = search(script)
+    assert (record.state, record.message) == (StudyState.FINISHED, "")
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 7])
+def test_an_interruption_keeps_every_finished_trial_and_resume_goes_on(script, number):
+    at(number, script, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        search(script)
+    before = trials(script)
+    assert study(script).state is StudyState.INTERRUPTED
+    assert [t.trial for t in before] == list(range(number))
+    assert resume(script).state is StudyState.FINISHED
+    after = trials(script)
+    assert [t.to_dict() | {"measurement": None} for t in after[:number]] == [
+        t.to_dict() | {"measurement": None} for t in before
+    ]
+    assert [t.trial for t in after] == list(range(len(after)))
+    assert len(after) >= 8
+
+
+def test_a_pause_is_not_counted(script):
+    at(4, script, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        search(script)
+    spent = study(script).spent_s
+    time.sleep(1.5)
+    assert resume(script).spent_s < spent + 1.5
+
+
+def test_a_finished_study_is_not_resumed(script):
+    search(script)
+    with pytest.raises(UsageError, match="study 'tiny' is finished"):
+        resume(script)
+
+
+def test_a_study_whose_budget_is_used_up_is_finished_by_resume(script):
+    at(4, script, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        search(script)
+    with StudyStore(script.workspace) as store:
+        store.tick("tiny", 20.0)
+    script.prepare = raising_now(WorkerDied("it took longer than its time and was ended"))
+    record = resume(script)
+    assert record.state is StudyState.FINISHED
+    assert len(trials(script)) == 4
+
+
+def raising_now(error: BaseException):
+    def what():
+        raise error
+
+    return what
+
+
+def test_a_cancelled_study_ends_and_can_be_resumed(script):
+    def cancel(request):
+        with StudyStore(script.workspace) as store:
+            store.request_cancel("tiny")
+        time.sleep(1.1)  # the driver looks once a second
+        return script.complete(request)
+
+    at(3, script, cancel)
+    record = search(script)
+    assert (record.state, record.message) == (StudyState.INTERRUPTED, "cancelled")
+    assert resume(script).state is StudyState.FINISHED
+
+
+def test_a_budget_that_ends_before_the_baseline_leaves_no_study(script):
+    def slow():
+        time.sleep(0.3)
+        raise WorkerDied("it took longer than its time and was ended")
+
+    script.prepare = slow
+    with pytest.raises(BudgetError, match=r"the budget of 0 s ended before the baseline was measured; give more"):
+        search(script, budget="0.2s")
+    assert names(script) == []
+    assert not (script.workspace / "artifacts" / "tiny").exists()
+
+
+def test_a_model_that_cannot_be_used_leaves_no_study_and_its_name_is_free_again(script):
+    script.prepare = raising_now(UsageError("the model returns a tuple, one tensor was expected"))
+    for _ in range(2):
+        with pytest.raises(UsageError, match="returns a tuple"):
+            search(script)
+    assert names(script) == []
+    script.prepare = script.ready
+    assert search(script).state is StudyState.FINISHED
+
+
+def test_a_model_that_crashes_the_worker_leaves_no_study(script):
+    script.prepare = raising_now(WorkerDied("its process was ended by SIGSEGV"))
+    with pytest.raises(UsageError, match="the worker could not prepare the study: its process was ended by SIGSEGV"):
+        search(script)
+    assert names(script) == []
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_stored_stays(script, monkeypatch):
+    real = StudyStore.add_trial
+    full = [True]
+
+    def add_trial(self, name, record):
+        if record.trial == 3 and full[0]:
+            with self._explained():
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, name, record)
+
+    monkeypatch.setattr(StudyStore, "add_trial", add_trial)
+    with pytest.raises(UsageError, match=r"the disk of .* is full; free some space, then continue"):
+        search(script)
+    assert study(script).state is StudyState.FAILED
+    assert [t.trial for t in trials(script)] == [0, 1, 2]
+    full[0] = False
+    assert resume(script).state is StudyState.FINISHED
+    assert [t.trial for t in trials(script)][:8] == list(range(8))
+
+
+def test_a_study_is_written_by_one_process_at_a_time(script, tmp_path):
+    import subprocess
+    import sys
+
+    from tiny_study import environment
+
+    at(4, script, raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        search(script)
+    code = (
+        "import sys, time; from pathlib import Path; from autocompress.study.store import StudyStore\n"
+        "s = StudyStore(Path(sys.argv[1])); s.claim('tiny'); print('mine', flush=True); sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(script.workspace)],
+        env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline() == "mine\n"
+    with pytest.raises(UsageError, match=f"study 'tiny' is being written by process {other.pid}"):
+        resume(script)
+    with pytest.raises(UsageError, match=f"process {other.pid}"):
+        search(script)
+    other.stdin.close()
+    other.wait()
+    other.stdout.close()
+    assert resume(script).state is StudyState.FINISHED
+
+
+def test_limits_are_handed_to_every_trial(script):
+    seen = []
+
+    def evaluate(request):
+        seen.append(request.constraints)
+        return script.complete(request)
+
+    script.evaluate = evaluate
+    search(script, max_drop=0.02, max_size="1kB", max_latency=3.0)
+    assert {(c.max_drop, c.max_size, c.max_latency) for c in seen} == {(0.02, 1000, 3.0)}

@@ -1,0 +1,157 @@
+"""The stopwatch, with fake runners and a fake clock: order, ratio, interval, contention and repeats."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from autocompress.measure import latency
+from autocompress.measure.latency import MIN_BLOCKS, RatioTiming, bootstrap_median, time_against
+
+
+class FakeTime:
+    """A clock that only the fake networks move; `log` holds the order of their runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.log = 0.0, []
+        monkeypatch.setattr(latency.time, "perf_counter", lambda: self.now)
+
+    def runner(self, name: str, took):
+        """A network that takes `took` seconds, or `took(now)` seconds."""
+
+        def run(_inputs):
+            self.log.append(name)
+            self.now += took(self.now) if callable(took) else took
+            return np.zeros(1)
+
+        return run
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    return FakeTime(monkeypatch)
+
+
+def test_steady_networks_give_their_exact_ratio_and_no_width(fake):
+    timing = time_against(fake.runner("b", 0.004), fake.runner("c", 0.001), [], seconds=0.5)
+    assert timing.ratio == pytest.approx(0.25)
+    assert timing.ratio_ci == pytest.approx((0.25, 0.25))
+    assert timing.baseline_ms == pytest.approx(4.0)
+    assert not timing.contended
+    assert timing.blocks == MIN_BLOCKS or timing.blocks * 0.010 == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(("took", "runs"), [(0.001, 10), (0.01, 2), (0.1, 1)])
+def test_a_block_has_more_runs_of_a_faster_network(fake, took, runs):
+    timing = time_against(fake.runner("b", took), fake.runner("c", took), [], seconds=0.0)
+    assert timing.blocks == MIN_BLOCKS, "at least so many, however little time there is"
+    assert timing.baseline_ms == pytest.approx(1e3 * took)
+    measured = "".join(fake.log)[-2 * runs * MIN_BLOCKS :]
+    pair = "c" * runs + "b" * runs + "b" * runs + "c" * runs
+    assert measured == pair * (MIN_BLOCKS // 2), "who is first changes from block to block"
+
+
+def test_a_machine_that_slows_down_slows_both_and_the_ratio_stays(fake):
+    def slowing(base: float):
+        return lambda now: base * (1 + now / 10)
+
+    timing = time_against(fake.runner("b", slowing(0.004)), fake.runner("c", slowing(0.002)), [], seconds=0.5)
+    assert timing.ratio == pytest.approx(0.5, rel=0.02)
+
+
+def test_a_contended_core_is_measured_once_more_and_said_so_if_it_stays(fake):
+    def noisy(base: float):
+        return lambda now: base * (3 if len(fake.log) // 20 % 4 else 1)
+
+    timing = time_against(fake.runner("b", noisy(0.001)), fake.runner("c", 0.001), [], seconds=0.5)
+    assert timing.contended
+
+
+def attempts(monkeypatch: pytest.MonkeyPatch, *found: RatioTiming) -> list[int]:
+    asked: list[int] = []
+
+    def attempt(*_arguments):
+        asked.append(1)
+        return found[len(asked) - 1]
+
+    monkeypatch.setattr(latency, "_attempt", attempt)
+    return asked
+
+
+def timing_of(width: float, *, contended: bool) -> RatioTiming:
+    return RatioTiming(ratio=0.5, ratio_ci=(0.5 - width, 0.5 + width), baseline_ms=1.0, blocks=20, contended=contended)
+
+
+def test_a_quiet_first_attempt_is_enough(fake, monkeypatch):
+    quiet = timing_of(0.1, contended=False)
+    asked = attempts(monkeypatch, quiet)
+    assert time_against(fake.runner("b", 0.001), fake.runner("c", 0.001), []) is quiet
+    assert len(asked) == 1
+
+
+def test_of_two_attempts_the_quiet_one_wins_else_the_narrower(fake, monkeypatch):
+    noisy, quiet, narrow = (timing_of(w, contended=c) for w, c in ((0.01, True), (0.2, False), (0.005, True)))
+    for second in (quiet, narrow):
+        asked = attempts(monkeypatch, noisy, second)
+        assert time_against(fake.runner("b", 0.001), fake.runner("c", 0.001), []) is second
+        assert len(asked) == 2
+    assert attempts(monkeypatch, narrow, noisy) == []
+    assert time_against(fake.runner("b", 0.001), fake.runner("c", 0.001), []) is narrow
+
+
+def test_the_interval_of_equal_values_is_that_value():
+    assert bootstrap_median(np.full(20, 0.3)) == (0.3, 0.3)
+
+
+def test_the_interval_of_known_data_is_that_of_the_order_statistics():
+    """For 25 values the ranks 8 and 18 enclose the median with 95.7 %; resampling gives about the same."""
+    values = np.arange(1.0, 26.0)
+    low, high = bootstrap_median(np.random.default_rng(0).permutation(values))
+    assert 7 <= low <= 9
+    assert 17 <= high <= 19
+    assert bootstrap_median(values) == bootstrap_median(values), "the same data, the same interval"
+
+
+def test_the_interval_holds_the_true_median_about_nineteen_times_in_twenty():
+    generator = np.random.default_rng(1)
+    hits = 0
+    for seed in range(200):
+        low, high = bootstrap_median(generator.lognormal(0.0, 0.3, 25), seed=seed)
+        hits += low <= 1.0 <= high
+    assert 180 <= hits <= 200
+
+
+def test_one_outlier_moves_neither_the_ratio_nor_the_interval():
+    values = np.full(31, 0.5)
+    values[3] = 100.0
+    assert bootstrap_median(values) == (0.5, 0.5)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no pinning here")
+def test_pinning_takes_the_last_cores():
+    code = (
+        "import os; from autocompress.measure.latency import pin\n"
+        "before = sorted(os.sched_getaffinity(0)); pin(1); print(sorted(os.sched_getaffinity(0)) == before[-1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_the_process_answers_a_wrong_request_and_goes_on():
+    requests = [
+        {"baseline": "no.onnx", "candidate": "no.onnx", "runtime": "onnxruntime", "threads": 1, "batch": 1},
+        {"nothing": 1},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "autocompress.measure.latency"],
+        input="".join(json.dumps(r) + "\n" for r in requests), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    answers = [json.loads(line)["error"] for line in done.stdout.splitlines()]
+    assert len(answers) == 2
+    assert "no.onnx" in answers[0]
+    assert answers[1].startswith("KeyError")

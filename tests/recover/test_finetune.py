@@ -1,0 +1,294 @@
+"""The training loop: what a seed decides, when rounding sets in, what the teacher costs, and how it ends."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tiny import TinyNet, make_tiny_data
+from tiny_study import trained_model
+from torch import Tensor, nn
+
+from autocompress.compress.quantize import FakeQuantize, limit_for, settle_weights_
+from autocompress.plan import DistillPlan
+from autocompress.recover import finetune
+from autocompress.recover.data import Split
+from autocompress.recover.finetune import (
+    TeacherOutputs,
+    Trainer,
+    TrainingReport,
+    _Clock,
+    _schedule,
+    _thin,
+    evaluate_in_torch,
+    finetune_,
+    prefers_bf16,
+)
+
+CPU = torch.device("cpu")
+TRAINER = Trainer(device=CPU, bf16=False, batch_size=32)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def train() -> Split:
+    inputs, targets = make_tiny_data()["train"]
+    return Split(inputs=(inputs,), targets=targets)
+
+
+class Counted(nn.Module):
+    """A teacher that remembers how many samples it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.samples = trained_model(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.samples += len(x)
+        out: Tensor = self.inner(x)
+        return out
+
+
+def outputs_of(teacher: nn.Module | None, train: Split, kind: str = "none") -> TeacherOutputs:
+    return TeacherOutputs(teacher, train, kind=kind, trainer=TRAINER, seed=0)
+
+
+def recover(train: Split, *, steps: int = 20, **options) -> tuple[TinyNet, TrainingReport]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = TinyNet(channels=16)
+    defaults = {"seconds": math.inf, "learning_rate": 0.01, "distill": DistillPlan(), "trainer": TRAINER}
+    report = finetune_(model, outputs_of(trained_model(), train), steps=steps, **{**defaults, **options})
+    return model, report
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def fixed_layout(monkeypatch):
+    """The choice of a memory format is by the clock, and formats differ in the last bits."""
+    monkeypatch.setattr(finetune._Layouts, "formats", (torch.contiguous_format,))
+
+
+def test_steps_and_a_seed_decide_everything(train, fixed_layout):
+    (one, first), (two, second), (other, _) = (recover(train, seed=s) for s in (3, 3, 4))
+    assert first.steps == second.steps == 20
+    assert [loss for _, loss in first.curve] == [loss for _, loss in second.curve]
+    assert same(one, two)
+    assert not same(one, other)
+
+
+def test_training_learns_and_leaves_the_network_in_eval_mode(train):
+    model, report = recover(train, steps=60)
+    assert report.finite
+    assert report.curve[-1][1] < report.curve[0][1] / 2
+    assert not model.training
+    accuracy = (evaluate_in_torch(model, train, TRAINER).argmax(1) == train.targets).float().mean()
+    assert accuracy > 0.8
+
+
+def test_the_memory_format_changes_no_result_beyond_rounding(train, monkeypatch):
+    found = []
+    for chosen in (torch.contiguous_format, torch.channels_last):
+        monkeypatch.setattr(finetune._Layouts, "formats", (chosen,))
+        found.append(recover(train, steps=4)[0])
+    example = train.inputs[0][:16]
+    with torch.no_grad():
+        assert torch.allclose(found[0](example), found[1](example), atol=1e-3)
+    assert all(p.is_contiguous() for model in found for p in model.parameters()), "plain tensors for the export"
+
+
+def test_seconds_end_a_training_too(train):
+    _, report = recover(train, steps=None, seconds=0.3)
+    assert report.steps >= 1
+    assert 0.3 <= report.seconds < 5
+
+
+def test_low_bits_are_rounded_while_training_and_eight_afterwards(train, monkeypatch):
+    shares: list[float] = []
+    rounded: list[tuple[int, set[str]]] = []
+    real = finetune.quantize_weights_
+
+    def spy(model, bits):
+        rounded.append((len(shares), {name for name, b in bits.items() if b <= 8}))
+        return real(model, bits)
+
+    monkeypatch.setattr(finetune, "quantize_weights_", spy)
+    bits = {"conv1": 8, "conv2": 3, "fc": 32}
+    model, report = recover(train, weight_bits=bits, quantize_from=0.5, on_step=shares.append)
+    assert report.steps == 20
+    assert rounded == [(10, {"conv2"}), (20, {"conv1"})]
+    assert [isinstance(m, FakeQuantize) for m in model.modules()].count(True) == 2
+    assert not hasattr(model.fc, "parametrizations")
+    assert shares == pytest.approx([n / 20 for n in range(20)])
+
+
+def test_weights_settle_to_as_many_values_as_the_bits_allow(train):
+    model, _ = recover(train, weight_bits={"conv1": 8, "conv2": 2, "fc": 4})
+    with torch.no_grad():
+        before = model(train.inputs[0][:8])
+    settled = settle_weights_(model)
+    for name, bits in {"conv1": 8, "conv2": 2, "fc": 4}.items():
+        weight = model.get_submodule(name).weight.detach()
+        integers = settled[name].integers
+        assert int(integers.abs().max()) <= limit_for(bits)
+        for channel, scale in zip(weight, settled[name].scale, strict=True):
+            steps = channel / scale
+            assert torch.allclose(steps, steps.round(), atol=1e-4)
+            assert len(channel.unique()) <= 2 * limit_for(bits) + 1
+    with torch.no_grad():
+        assert torch.allclose(model(train.inputs[0][:8]), before, atol=1e-4), "settling changes nothing but the form"
+
+
+def test_the_scales_of_rounded_weights_are_trained(train):
+    model, _ = recover(train, weight_bits={"conv2": 3}, quantize_from=0.0)
+    fake = model.conv2.parametrizations.weight[0]
+    fresh = FakeQuantize(model.conv2.parametrizations.weight.original.detach(), 3)
+    assert not torch.allclose(fake.log_scale, fresh.log_scale)
+
+
+def test_the_teacher_is_asked_once_per_sample_however_many_trials_there_are(train):
+    teacher = Counted()
+    outputs = outputs_of(teacher, train)
+    for seed in range(3):
+        finetune_(
+            TinyNet(channels=16), outputs, trainer=TRAINER, seconds=math.inf, steps=16, learning_rate=0.01,
+            distill=DistillPlan(), seed=seed,
+        )  # fmt: skip
+    assert teacher.samples == len(train)
+
+
+def test_kept_outputs_are_those_of_the_teacher(train):
+    teacher = trained_model()
+    outputs = outputs_of(teacher, train)
+    indices = torch.tensor([5, 200, 7])
+    outputs.batch(torch.tensor([7, 8]), 0)
+    inputs, targets, soft = outputs.batch(indices, 0)
+    assert torch.equal(inputs[0], train.inputs[0][indices])
+    assert torch.equal(targets, train.targets[indices])
+    assert soft is not None
+    with torch.no_grad():
+        assert torch.allclose(soft, teacher(train.inputs[0][indices]), atol=1e-5)
+
+
+def test_augmented_views_alternate_and_have_outputs_of_their_own(train):
+    teacher = Counted()
+    outputs = outputs_of(teacher, train, kind="shift")
+    indices = torch.arange(8)
+    plain, _, first = outputs.batch(indices, 0)
+    moved, _, second = outputs.batch(indices, 1)
+    again, _, third = outputs.batch(indices, 2)
+    assert torch.equal(plain[0], train.inputs[0][:8])
+    assert not torch.equal(moved[0], plain[0])
+    assert torch.equal(again[0], plain[0])
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)
+    assert teacher.samples == 16
+
+
+def test_without_a_teacher_there_are_no_soft_targets(train):
+    assert outputs_of(None, train).batch(torch.arange(4), 0)[2] is None
+
+
+def test_the_learning_rate_rises_for_a_twentieth_and_falls_along_a_cosine():
+    assert _schedule(0.0) == pytest.approx(1e-3)
+    assert _schedule(0.025) == pytest.approx(0.5 + 1e-3)
+    assert _schedule(0.05) == pytest.approx(1 + 1e-3)
+    assert _schedule(0.525) == pytest.approx(0.5 + 1e-3)
+    assert _schedule(1.0) == pytest.approx(1e-3)
+    falling = [_schedule(0.05 + 0.95 * n / 50) for n in range(51)]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_the_share_is_that_of_the_time_or_of_the_steps_whichever_is_more(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(finetune.time, "perf_counter", lambda: now[0])
+    clock = _Clock(seconds=10.0, steps=4, start=100.0)
+    clock.count, now[0] = 1, 101.0
+    assert clock.share() == pytest.approx(0.25)
+    now[0] = 106.0
+    assert clock.share() == pytest.approx(0.6)
+    assert _Clock(seconds=math.inf, steps=4, count=3, start=100.0).share() == 0.75
+    assert _Clock(seconds=0.0, steps=None, start=100.0).share() > 1
+
+
+def test_a_training_that_diverges_ends_and_says_so(train):
+    _, report = recover(train, steps=200, learning_rate=1e9)
+    assert not report.finite
+    assert report.steps < 200
+
+
+def test_what_on_step_raises_ends_the_training(train):
+    def stop(share: float) -> None:
+        if share >= 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recover(train, on_step=stop)
+
+
+def test_the_guard_is_given_back_about_every_second(train, monkeypatch):
+    now, held, turns = [0.0], [False], [0]
+
+    def clock() -> float:
+        now[0] += 0.05 if held[0] else 0.0
+        return now[0]
+
+    @contextmanager
+    def guard():
+        assert not held[0]
+        held[0], turns[0] = True, turns[0] + 1
+        yield
+        held[0] = False
+
+    monkeypatch.setattr(finetune.time, "perf_counter", clock)
+    recover(train, steps=64, trainer=Trainer(device=CPU, bf16=False, batch_size=32, guard=guard))
+    assert turns[0] >= now[0] / 1.5
+    assert turns[0] < 64
+    assert not held[0]
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(train):
+    few = Split(inputs=(train.inputs[0][:10],), targets=train.targets[:10])
+    model = TinyNet(channels=16)
+    report = finetune_(
+        model, outputs_of(None, few), trainer=TRAINER, seconds=math.inf, steps=3, learning_rate=0.01, distill=DistillPlan()
+    )  # fmt: skip
+    assert report.steps == 3
+
+
+def test_the_curve_is_thinned_evenly_and_keeps_its_start():
+    curve = [(float(n), 1.0 / (n + 1)) for n in range(1000)]
+    thin = _thin(curve)
+    assert 60 <= len(thin) <= 64
+    assert thin[0] == (0.0, 1.0)
+    assert [s for s, _ in thin] == [float(16 * n) for n in range(len(thin))]
+    assert _thin(curve[:5]) == tuple((s, round(loss, 5)) for s, loss in curve[:5])
+
+
+def test_finding_the_faster_precision_leaves_the_network_as_it_was():
+    model = trained_model().eval()
+    before = copy.deepcopy(model)
+    assert prefers_bf16(model, [torch.zeros(4, 1, 8, 8)], CPU) in (True, False)
+    assert same(model, before)
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,66 @@
+"""The arithmetic of the bench scripts, and that they see the processes and imports that they report on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCH = Path(__file__).parent / "bench"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", BENCH / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_share_of_training_is_of_all_seconds_not_of_trials() -> None:
+    share = load("trial_breakdown").share
+    assert share([{"train": 8.0, "emit": 2.0}, {"train": 0.0, "emit": 10.0}]) == pytest.approx(0.4)
+    assert share([]) is None
+
+
+def test_the_stages_of_a_kind_are_medians_in_the_order_of_a_trial() -> None:
+    row = load("trial_breakdown").summary([{"train": 4.0, "prune": 1.0}, {"train": 2.0}, {"train": 3.0, "other": 1.0}])
+    assert list(row["stages_s"].items()) == [("prune", 0.0), ("train", 3.0), ("other", 0.0)]
+    assert (row["n"], row["total_s"]) == (3, 4.0)
+
+
+def test_a_spread_of_few_numbers_is_made_of_these_numbers() -> None:
+    spread = load("trial_breakdown").spread
+    assert spread([3.0, 1.0, 2.0]) == {"p50": 2.0, "p95": 3.0, "max": 3.0, "n": 3}
+    assert spread([]) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc, which is not here")
+def test_the_memory_of_grandchildren_is_seen() -> None:
+    bench = load("trial_breakdown")
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = b\"1\" * 200_000_000; input()'])"
+    process = subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE)
+    try:
+        with bench.MemoryWatch(process.pid) as watch:
+            deadline = time.monotonic() + 60
+            while (watch.report() or {"peak_rss_bytes": 0})["peak_rss_bytes"] < 200_000_000:
+                assert time.monotonic() < deadline, "the memory of the grandchild was never seen"
+                time.sleep(0.05)
+            assert process.pid in bench.descendants(os.getpid())
+    finally:
+        process.communicate(b"\n")
+    assert bench.resident(process.pid) == 0
+
+
+def test_an_import_of_torch_would_be_seen(tmp_path: Path) -> None:
+    imports_torch = load("start_up").imports_torch
+    (tmp_path / "torch.py").touch()
+    assert imports_torch(["-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import torch"])
+    assert not imports_torch(["-c", "import json"])

@@ -1,0 +1,81 @@
+"""Tables that fit the terminal they are printed on, and say what a point costs."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from front_factories import BASELINE, make_point, make_study, make_trial
+
+from autocompress.records import Progress
+from autocompress.terminal import LiveView, RunningFront, print_front, trial_line
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+POINTS = [
+    make_point(3, val=0.70, test=0.69, size_bytes=9_000, latency_ms=0.301, latency_ratio=0.97),
+    make_point(17),
+]
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_the_front_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "dumb")
+    stream = FakeTerminal()
+    print_front(make_study(), POINTS, stream=stream)
+    lines = stream.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= columns
+    assert any(line.split() == ["trial", "val", "test", "size", "latency", "what", "was", "won"] for line in lines)
+    assert "files: artifacts/digits/trial-N/model.onnx in the workspace" in " ".join(stream.getvalue().split())
+
+
+def test_a_pipe_gets_every_point_in_one_line_with_its_file() -> None:
+    stream = io.StringIO()
+    print_front(make_study(), POINTS, stream=stream)
+    rows = [line for line in stream.getvalue().splitlines() if line.startswith(("3 ", "17 "))]
+    assert [row.split()[-1] for row in rows] == [f"artifacts/digits/trial-{n}/model.onnx" for n in (3, 17)]
+    assert "accuracy val" in stream.getvalue()
+
+
+def test_a_point_that_loses_more_than_five_points_is_called_so() -> None:
+    stream = io.StringIO()
+    print_front(make_study(), POINTS, stream=stream)
+    lossy, fine = (line for line in stream.getvalue().splitlines() if line.startswith(("3 ", "17 ")))
+    assert "large loss: 122x smaller" in lossy
+    assert "large loss" not in fine
+
+
+def test_a_noisy_timing_is_marked() -> None:
+    trial = make_trial(1, 0.97, 200_000, 0.5)
+    noisy = trial.from_dict(
+        trial.to_dict()
+        | {"measurement": trial.to_dict()["measurement"] | {"latency": {**_latency(trial), "contended": True}}}
+    )
+    assert trial_line(noisy, on_front=True, metric="accuracy").endswith("ms noisy  on front")
+    assert "noisy" not in trial_line(trial, on_front=True, metric="accuracy")
+
+
+def _latency(trial: object) -> dict[str, object]:
+    return dict(trial.to_dict()["measurement"]["latency"])  # type: ignore[attr-defined]
+
+
+def test_the_live_view_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    view = LiveView(RunningFront(), metric="accuracy", title="digits", console=console)
+    with view:
+        view(Progress(stage="search", message="a long message " * 20, spent_s=30.0, budget_s=120.0))
+        view(make_trial(1, 0.97, 200_000, 0.5))
+    with console.capture() as capture:
+        console.print(view.render())
+    lines = capture.get().splitlines()
+    assert max(len(line) for line in lines) <= 100
+    assert "30 s of 2.0 min" in lines[0]
+    assert any(line.startswith("front: 1 point, 1 trial: 1 complete") for line in lines)
+    assert BASELINE.metric in capture.get()
