@@ -84,6 +84,7 @@ def plot_objectives(facts: FrontFacts) -> go.Figure:
                 z=[p.drop * 100 for p in shown],
                 mode="markers",
                 name=name,
+                showlegend=bool(shown),
                 marker={
                     "size": size,
                     "color": color,
@@ -275,6 +276,7 @@ def _markers(
         y=[drop * 100 for drop in drops],
         mode="markers",
         name=name,
+        showlegend=bool(shown),
         marker={
             "color": color,
             "symbol": symbol,

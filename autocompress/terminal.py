@@ -161,6 +161,7 @@ class LiveView:
 
     def _trials_table(self) -> Table:
         table = _table("trial", "origin", "state", metric_name(self._metric), "size", "latency", "front")
+        table.columns[-1].no_wrap, table.columns[-1].overflow = True, "ellipsis"  # one line a trial
         for trial, was_on_front in self._latest.values():
             on_front = was_on_front and any(t.trial == trial.trial for t in self._front.trials)
             style = "green" if on_front else "" if trial.state == TrialState.COMPLETE else "dim"
@@ -169,7 +170,7 @@ class LiveView:
                 trial.origin,
                 trial.state.value,
                 *_measured_cells(trial.measurement),
-                "on front" if on_front else _shortened(trial.reason, 40),
+                "on front" if on_front else trial.reason,
                 style=style,
             )
         return table
@@ -372,7 +373,3 @@ def _spent(spent_s: float, budget_s: float) -> str:
 
 def _durations(durations_s: Mapping[str, float]) -> str:
     return ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in durations_s.items())
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 
 import pytest
-from front_factories import BASELINE, make_point, make_study, make_trial
+from front_factories import make_point, make_study, make_trial
 
-from autocompress.records import Progress
+from autocompress.records import Progress, TrialState
 from autocompress.terminal import LiveView, RunningFront, print_front, trial_line
 
 
@@ -72,10 +72,11 @@ def test_the_live_view_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -
     with view:
         view(Progress(stage="search", message="a long message " * 20, spent_s=30.0, budget_s=120.0))
         view(make_trial(1, 0.97, 200_000, 0.5))
+        view(make_trial(2, None, 90_000, 0.5, state=TrialState.STOPPED, reason="a reason of many words " * 9))
     with console.capture() as capture:
         console.print(view.render())
     lines = capture.get().splitlines()
     assert max(len(line) for line in lines) <= 100
     assert "30 s of 2.0 min" in lines[0]
-    assert any(line.startswith("front: 1 point, 1 trial: 1 complete") for line in lines)
-    assert BASELINE.metric in capture.get()
+    assert any(line.startswith("front: 1 point, 2 trials: 1 complete, 1 stopped") for line in lines)
+    assert sum("many words" in line for line in lines) == 1

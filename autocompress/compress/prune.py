@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autocompress.compress.compensate import Grams, compensate_, mark_channels_, read_marks
 from autocompress.plan import CompressionPlan
 from autocompress.records import GroupFacts
-from autocompress.space.groups import build_graph, channel_blocks, full_group
+from autocompress.space.groups import build_graph, channel_blocks, full_group, has_blocks
 from autocompress.space.search_space import width_after
 
 
@@ -61,10 +61,11 @@ def remove_channels_(model: nn.Module, example: Sequence[Tensor], remove: Mappin
     """Remove the listed output channels of each named layer, and of every layer coupled to it, in place."""
     graph = build_graph(model, example)
     modules = dict(model.named_modules())
+    may_block = any(has_blocks(m) for m in modules.values())  # asking every group takes seconds in a large network
     for name, channels in remove.items():
         root = modules[name]
         pruner = graph.get_pruner_of_module(root)
-        blocks = channel_blocks(full_group(graph, root))
+        blocks = channel_blocks(full_group(graph, root)) if may_block else 1
         total = pruner.get_out_channels(root)
         indices = _repeat_in_blocks(channels, total, blocks)
         with warnings.catch_warnings():

@@ -8,6 +8,7 @@ ONNX functions; a layer costs one call. Names and repeated constants are bytes t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,8 +60,9 @@ def unpack_words(words: np.ndarray, bits: int, shape: Sequence[int]) -> np.ndarr
     per_word = _WORD_BITS // bits
     shifts = np.arange(per_word, dtype=np.uint64) * np.uint64(bits)
     fields = (words[:, None] >> shifts) & np.uint64(2**bits - 1)
-    count = int(np.prod(shape))
-    return (fields.reshape(-1)[:count].astype(np.int64) - 2 ** (bits - 1)).astype(np.int8).reshape(shape)
+    count = math.prod(shape)
+    integers: np.ndarray = fields.reshape(-1)[:count].astype(np.int8) - np.int8(2 ** (bits - 1))
+    return integers.reshape(shape)
 
 
 def pack_float(model: ir.Model, weights: Sequence[PackedWeight], halves: Sequence[str]) -> ir.Model:

@@ -75,11 +75,11 @@ def fill(skeleton: Skeleton, model: nn.Module) -> ir.Model:
     """
     filled = skeleton.model.clone()
     initializers = filled.graph.initializers
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    arrays = _arrays(model)
     groups = {n: m.groups for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
     layer_of = {s.name: key.removesuffix(".weight") for key, sites in skeleton.sites.items() for s in sites}
     for key, sites in skeleton.sites.items():
-        array = state[key].detach().cpu().numpy()
+        array = arrays[key]
         for site in sites:
             value = initializers[site.name]
             value.const_value = ir.tensor(np.ascontiguousarray(array.T if site.transposed else array), name=site.name)
@@ -204,8 +204,7 @@ def _equal_tail(before: list[object], after: list[object]) -> int:
 
 def _find_sites(graph: ir.Graph, model: nn.Module) -> dict[str, tuple[Site, ...]]:
     """Match initializers to parameters: by name where the exporter kept it, else by value, straight or transposed."""
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    arrays = {key: t.detach().cpu().numpy() for key, t in state.items() if t.is_floating_point()}
+    arrays = _arrays(model)
     sites: dict[str, tuple[Site, ...]] = {}
     for name, value in graph.initializers.items():
         assert value.const_value is not None
@@ -217,6 +216,39 @@ def _find_sites(graph: ir.Graph, model: nn.Module) -> dict[str, tuple[Site, ...]
                 sites[key] = (*sites.get(key, ()), Site(name=name, transposed=transposed))
                 break
     return sites
+
+
+# Where the gates of torch stand in ONNX's order: LSTM i f g o to i o f c, GRU r z n to z r h.
+_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
+
+
+def _arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """Every float parameter and buffer by name, and those of recurrent layers once more in the layout of ONNX."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    arrays = {key: t.detach().cpu().numpy() for key, t in state.items() if t.is_floating_point()}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            arrays |= {f"{name}:{key}": array for key, array in _recurrent_arrays(module).items()}
+    return arrays
+
+
+def _recurrent_arrays(module: nn.RNNBase) -> dict[str, np.ndarray]:
+    """Weights [directions, gates * hidden, in] and both biases joined [directions, 2 * gates * hidden], per layer."""
+    order = _GATES.get(module.mode, (0,))
+
+    def part(kind: str, end: str) -> np.ndarray:
+        blocks = np.split(getattr(module, f"{kind}_{end}").detach().cpu().numpy(), len(order))
+        return np.concatenate([blocks[i] for i in order])
+
+    found: dict[str, np.ndarray] = {}
+    for layer in range(module.num_layers):
+        ends = [f"l{layer}", f"l{layer}_reverse"] if module.bidirectional else [f"l{layer}"]
+        for kind in ("weight_ih", "weight_hh"):
+            found[f"{kind}_l{layer}"] = np.stack([part(kind, e) for e in ends])
+        if module.bias:
+            joined = [np.concatenate([part("bias_ih", e), part("bias_hh", e)]) for e in ends]
+            found[f"bias_l{layer}"] = np.stack(joined)
+    return found
 
 
 def _matches(parameter: np.ndarray, array: np.ndarray) -> bool | None:

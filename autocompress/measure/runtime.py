@@ -46,7 +46,7 @@ def input_arrays(path: Path | str, batch: int) -> list[np.ndarray]:
     options.log_severity_level = 4
     session = ort.InferenceSession(str(path), options)
     generator = np.random.default_rng(0)
-    arrays = []
+    arrays: list[np.ndarray] = []
     for entry in session.get_inputs():
         shape = [batch, *(d if isinstance(d, int) else 1 for d in entry.shape[1:])]
         if "float" in entry.type or "double" in entry.type:

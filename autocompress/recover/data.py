@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from autocompress.config import BUILTIN_METRICS, DataConfig
 from autocompress.errors import UsageError
-from autocompress.recover.read import Split, read_splits
+from autocompress.recover.read import Split as Split  # a name of this module too
+from autocompress.recover.read import read_splits
 
 Task = Literal["classification", "regression"]
 Augment = Literal["none", "hflip", "shift", "hflip+shift"]

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from autocompress.compress.quantize import FakeQuantize, quantize_weights_
 from autocompress.plan import DistillPlan
-from autocompress.recover.data import Augment, Split, augment, batches
+from autocompress.recover.data import Augment, augment, batches
 from autocompress.recover.distill import recovery_loss
+from autocompress.recover.read import Split
 
 _WARM_UP = 0.05  # share of the schedule
 _GUARD_S = 1.0
@@ -136,6 +137,9 @@ def finetune_(
             held = time.perf_counter()
             while share < 1 and finite and time.perf_counter() - held < _GUARD_S:
                 if low_bits and not rounding and share >= quantize_from:
+                    if not _has_finite_weights(model):
+                        finite = False
+                        break
                     _start_rounding_(model, low_bits, optimizer, learning_rate)
                     rounding = True
                 for group in optimizer.param_groups:
@@ -149,14 +153,16 @@ def finetune_(
                 on_step(share)
                 share = clock.share()
     model.eval().to(torch.device("cpu")).to(memory_format=torch.contiguous_format)
-    quantize_weights_(model, bits if not rounding else {n: b for n, b in bits.items() if b >= 8})
+    finite = finite and _has_finite_weights(model)  # the loss is that of the weights before the last step
+    if finite:
+        quantize_weights_(model, bits if not rounding else {n: b for n, b in bits.items() if b >= 8})
     return TrainingReport(steps=clock.count, seconds=clock.elapsed(), curve=_thin(curve), finite=finite)
 
 
 @torch.no_grad()
 def evaluate_in_torch(model: nn.Module, split: Split, trainer: Trainer) -> Tensor:
     """Outputs of `model` (in eval mode) on a split, [n, ...], in batches; a guard, never a reported number."""
-    parts = [t.split(500) for t in split.inputs]
+    parts = [t.split(500) for t in split.inputs]  # type: ignore[no-untyped-call]
     return torch.cat([_forward(model, inputs, trainer).float() for inputs in zip(*parts, strict=True)])
 
 
@@ -168,7 +174,7 @@ def prefers_bf16(model: nn.Module, inputs: Sequence[Tensor], device: torch.devic
         times = []
         for _ in range(4):
             start = time.perf_counter()
-            _forward(model, tuple(inputs), trainer).float().square().mean().backward()
+            _forward(model, tuple(inputs), trainer).float().square().mean().backward()  # type: ignore[no-untyped-call]
             times.append(time.perf_counter() - start)
         took[bf16] = min(times)
     model.zero_grad(set_to_none=True)
@@ -214,7 +220,7 @@ def _step(
         outputs, targets.to(trainer.device), soft, temperature=distill.temperature, weight=distill.weight
     )
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), 5.0)
     optimizer.step()
     return float(loss.detach())
@@ -225,6 +231,10 @@ def _forward(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> 
     with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bf16):
         result: Tensor = model(*moved)
     return result
+
+
+def _has_finite_weights(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 def _start_rounding_(model: nn.Module, bits: Mapping[str, int], optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -7,7 +7,7 @@ parameter. The others are Optuna's own on the raw space.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -15,10 +15,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.space.search_space import Parameter, SearchSpace
+from autocompress.space.search_space import SWEEP, Parameter, SearchSpace, uniform_knobs
 
 _KNOBS = "autocompress:knobs"
 _STARTUP = 8
+_Params = tuple[tuple[str, Any], ...]
 
 
 def distributions(parameters: dict[str, Parameter]) -> dict[str, BaseDistribution]:
@@ -60,6 +61,7 @@ class KnobSampler(BaseSampler):
         self._space = space
         self._dials = distributions(space.knobs())
         self._raw = distributions(space.raw())
+        self._uniform = _uniform_dials(space)
         self._tpe = TPESampler(seed=seed, n_startup_trials=_STARTUP)
         self._independent = RandomSampler(seed=seed)
 
@@ -105,5 +107,25 @@ class KnobSampler(BaseSampler):
         return history
 
     def _dials_of(self, trial: FrozenTrial) -> dict[str, Any] | None:
-        dials = trial.system_attrs.get(_KNOBS, trial.user_attrs.get("knobs"))
+        dials = trial.system_attrs.get(_KNOBS)
+        if dials is None and trial.params:
+            dials = self._uniform.get(_key(trial.params))
         return dials if dials is not None and set(dials) == set(self._dials) else None
+
+
+def _uniform_dials(space: SearchSpace) -> dict[_Params, dict[str, Any]]:
+    """The dials of the uniform sweep by the raw parameters they decode to: the sampler learns from the sweep too."""
+    dials = space.knobs()
+    centre = {name: p.choices[0] if p.choices else 0.0 for name, p in dials.items()}
+    found = {}
+    for kind in space.config.activations:
+        for ratio, bits in SWEEP:
+            knobs = centre | {n: v for n, v in uniform_knobs(ratio, bits, kind).items() if n in dials}
+            params = space.encode(space.from_knobs(knobs))
+            if params is not None:
+                found[_key(params)] = knobs
+    return found
+
+
+def _key(params: Mapping[str, Any]) -> _Params:
+    return tuple(sorted(params.items()))

@@ -8,6 +8,7 @@ what cannot be pruned. It does not prune; `compress/prune.py` does.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from autocompress.records import GroupFacts, Skip
 from autocompress.space.layers import CONVS
 
 ROOT_TYPES = (*CONVS, nn.Linear)
-_NORMS_WITH_GROUPS = (nn.GroupNorm,)
 _MOST_TRIES = 32  # each costs a copy, an analysis and two forwards
 
 
@@ -61,14 +61,16 @@ def channel_blocks(group: Any) -> int:
     More than 1 with grouped convolutions and group norms: with 8 channels in 2 blocks, removing
     channel 1 means removing 1 and 5.
     """
-    blocks = 1
-    for dep, _ in group:
-        module = dep.target.module
-        if isinstance(module, CONVS) and 1 < module.groups < module.out_channels:
-            blocks = max(blocks, module.groups)
-        elif isinstance(module, _NORMS_WITH_GROUPS):
-            blocks = max(blocks, module.num_groups)
-    return blocks
+    modules = [dep.target.module for dep, _ in group]
+    counts = [m.groups if isinstance(m, CONVS) else m.num_groups for m in modules if has_blocks(m)]
+    return math.lcm(1, *counts)
+
+
+def has_blocks(module: object) -> bool:
+    """Whether the channels of a module fall into blocks; those of a depthwise convolution go one by one."""
+    if isinstance(module, CONVS):
+        return 1 < module.groups < module.out_channels
+    return isinstance(module, nn.GroupNorm)
 
 
 def granule_for(channels: int, round_to: int, blocks: int = 1) -> int:

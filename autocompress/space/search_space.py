@@ -119,8 +119,7 @@ class SearchSpace:
         """The uniform sweep of prune ratio and bits, with the given activations, the most telling plan first."""
         found: list[tuple[str, CompressionPlan]] = []
         for ratio, base in SWEEP:
-            knobs = {"knob/prune_level": ratio, "knob/bits": base, "knob/bits_ends": 1, "activations": activations}
-            plan = self.from_knobs(knobs)
+            plan = self.from_knobs(uniform_knobs(ratio, base, activations))
             if all(plan != other for _, other in found):
                 found.append((f"uniform: {ratio:.0%} pruned, {base} bits, {activations} activations", plan))
         return found
@@ -156,6 +155,11 @@ class SearchSpace:
             ),
             learning_rate=values.get("learning_rate", self.config.learning_rate[0]),
         )
+
+
+def uniform_knobs(ratio: float, bits: int, activations: Activations) -> dict[str, Any]:
+    """The dials of a uniform plan: the same ratio in every group, the same bits but for the two ends."""
+    return {"knob/prune_level": ratio, "knob/bits": bits, "knob/bits_ends": 1, "activations": activations}
 
 
 def width_after(group: GroupFacts, ratio: float) -> int:

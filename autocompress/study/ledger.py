@@ -17,7 +17,7 @@ from autocompress.front.hypervolume import Direction
 from autocompress.records import TrialRecord, TrialState
 from autocompress.search.sampler import distributions, make_sampler
 from autocompress.space.search_space import SearchSpace
-from autocompress.study.store import StudyStore, open_optuna_storage
+from autocompress.study.store import StudyStore, explained, open_optuna_storage
 
 _STATES = {
     TrialState.COMPLETE: OptunaState.COMPLETE,
@@ -50,15 +50,16 @@ class Ledger:
         # A resumed study draws from another stream, or it would propose the same plans again.
         sampler = make_sampler(config.search.sampler, space, seed=config.search.seed + 1000 * len(known))
         directions: list[Direction] = [direction if name == "accuracy" else "minimize" for name in self._objectives]
-        self._study = optuna.create_study(
-            study_name=config.name,
-            storage=open_optuna_storage(store),
-            directions=directions,
-            sampler=sampler,
-            load_if_exists=True,
-        )
-        with warnings.catch_warnings():  # marked experimental since 3.2
-            warnings.simplefilter("ignore")
+        self._path = store.path
+        with explained(self._path), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # metric names are marked experimental since 3.2
+            self._study = optuna.create_study(
+                study_name=config.name,
+                storage=open_optuna_storage(store),
+                directions=directions,
+                sampler=sampler,
+                load_if_exists=True,
+            )
             self._study.set_metric_names(list(self._objectives))
 
     @property
@@ -68,10 +69,15 @@ class Ledger:
 
     def ask(self) -> optuna.Trial:
         """A trial with a value for every raw parameter."""
-        return self._study.ask(self._ranges)
+        with explained(self._path):
+            return self._study.ask(self._ranges)
 
     def tell(self, record: TrialRecord, asked: optuna.Trial | None = None) -> None:
         """Record a trial that ended: the one that was asked for, or one of our own making."""
+        with explained(self._path):
+            self._tell(record, asked)
+
+    def _tell(self, record: TrialRecord, asked: optuna.Trial | None) -> None:
         attributes = self._attributes(record)
         values = self._values(record)
         if asked is not None:

@@ -489,6 +489,20 @@ def open_optuna_storage(store: StudyStore) -> RDBStorage:
     return storage
 
 
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns what SQLite said through Optuna into one sentence and the next step; `path` is the database."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, sqlite3.Error):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise UsageError(_explain(cause, path)) from error
+
+
 def file_system(folder: Path) -> str | None:
     """Kind of the network file system that holds a folder, or None for a local or unknown one."""
     try:

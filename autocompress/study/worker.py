@@ -6,6 +6,7 @@ nothing else. Requests and answers are pickles between two processes of the same
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import struct
@@ -15,7 +16,7 @@ import time
 import traceback
 from typing import Any, BinaryIO
 
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, UsageError
 from autocompress.study.evaluate import evaluate, examine, probe
 from autocompress.study.prepare import Report, Task, prepare
 from autocompress.study.requests import Request
@@ -52,8 +53,9 @@ def main() -> None:
             write_message(answers, ("done", result))
         except AutocompressError as error:
             write_message(answers, ("error", error))
-        except Exception:
-            write_message(answers, ("bug", traceback.format_exc()))
+        except Exception as error:
+            full = _disk_full(error)
+            write_message(answers, ("error", full) if full else ("bug", traceback.format_exc()))
 
 
 def _serve(task: Task, method: str, arguments: tuple[Any, ...], report: Report) -> Any:
@@ -65,6 +67,13 @@ def _serve(task: Task, method: str, arguments: tuple[Any, ...], report: Report) 
     artifact, baseline_ms = arguments
     workspace = task.source.workspace
     return examine(task, workspace / artifact, workspace / task.baseline.artifact, baseline_ms=baseline_ms)
+
+
+def _disk_full(error: Exception) -> UsageError | None:
+    text = os.strerror(errno.ENOSPC)
+    if getattr(error, "errno", None) != errno.ENOSPC and text not in str(error):  # libraries have errors of their own
+        return None
+    return UsageError(f"the artifacts cannot be written ({text}); free some disk space, then start or resume the study")
 
 
 def _die_with(parent: int) -> None:

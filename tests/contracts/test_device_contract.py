@@ -200,6 +200,13 @@ while time.monotonic() < end:
 """
 
 
+@pytest.fixture(autouse=True)
+def _own_locks(tmp_path, monkeypatch):
+    """Nobody outside of a test is kept waiting, and no lock file stays."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
 def test_trainers_that_take_turns_do_not_keep_a_timing_waiting():
     """Their shared locks overlap at any moment: without a gate nobody would ever hold the lock alone."""
     name = f"test-{os.getpid()}"

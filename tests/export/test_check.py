@@ -18,7 +18,9 @@ def _file(weight: list[list[float]]) -> bytes:
     w = onnx.numpy_helper.from_array(np.array(weight, np.float32), "w")
     node = onnx.helper.make_node("MatMul", ["input", "w"], ["output"])
     columns = len(weight[0])
-    graph = onnx.helper.make_graph([node], "g", [value("input", 1, ["b", 2])], [value("output", 1, ["b", columns])], [w])
+    graph = onnx.helper.make_graph(
+        [node], "g", [value("input", 1, ["b", 2])], [value("output", 1, ["b", columns])], [w]
+    )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
     return bytes(model.SerializeToString())
 
@@ -37,13 +39,13 @@ def test_the_distance_is_relative_to_the_size_of_the_outputs(doubling):
 
 
 def test_a_float_file_that_is_off_is_refused(doubling):
-    with pytest.raises(ValueError, match="off by 10.0% of torch's"):
+    with pytest.raises(ValueError, match=r"off by 10.0% of torch's"):
         check_artifact(_file([[2.2, 0], [0, 2.2]]), doubling, X, exact=True)
 
 
 def test_a_rounded_file_is_refused_only_when_the_signal_is_lost(doubling):
     check_artifact(_file([[1.0, 0], [0, 1.0]]), doubling, X, exact=False)
-    with pytest.raises(ValueError, match="off by 200.0%"):
+    with pytest.raises(ValueError, match=r"off by 200.0%"):
         check_artifact(_file([[-2, 0], [0, -2]]), doubling, X, exact=False)
 
 

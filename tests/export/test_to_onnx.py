@@ -69,10 +69,8 @@ def test_filling_leaves_the_skeleton_as_it_was(skeleton):
 
 
 def _graph_with(**arrays) -> ir.Graph:
-    values = [
-        ir.Value(name=n, const_value=ir.tensor(a, name=n), shape=ir.Shape(a.shape), type=ir.TensorType(ir.DataType.FLOAT))
-        for n, a in arrays.items()
-    ]  # fmt: skip
+    tensors = [ir.tensor(array, name=name) for name, array in arrays.items()]
+    values = [ir.Value(name=t.name, const_value=t, shape=t.shape, type=ir.TensorType(t.dtype)) for t in tensors]
     return ir.Graph([], [], nodes=[], initializers=values, opset_imports={"": 21}, name="g")
 
 
@@ -132,5 +130,25 @@ class _BranchesOnValues(nn.Module):
 
 
 def test_a_forward_that_branches_on_values_is_refused_with_the_way_out():
-    with pytest.raises(UsageError, match="branches on the values of a tensor; use torch.where"):
+    with pytest.raises(UsageError, match=r"branches on the values of a tensor; use torch\.where"):
         trace(_BranchesOnValues().eval(), (torch.zeros(2, 4),))
+
+
+class _Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], bidirectional: bool) -> None:
+        super().__init__()
+        self.rnn = kind(3, 4, batch_first=True, bidirectional=bidirectional)
+        self.fc = nn.Linear(8 if bidirectional else 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.rnn(x)[0][:, -1])
+        return out
+
+
+@pytest.mark.parametrize(("kind", "bidirectional"), [(nn.LSTM, True), (nn.GRU, False)])
+def test_a_recurrent_skeleton_takes_other_weights(kind, bidirectional):
+    torch.manual_seed(0)
+    traced = trace_skeleton(_Recurrent(kind, bidirectional).eval(), (torch.zeros(2, 5, 3),))
+    other = _Recurrent(kind, bidirectional).eval()
+    x = torch.randn(3, 5, 3)
+    assert np.allclose(_run(fill(traced, other), x), other(x).detach().numpy(), atol=1e-5)

@@ -238,6 +238,13 @@ def test_a_training_that_diverges_ends_and_says_so(train):
     assert report.steps < 200
 
 
+def test_weights_that_the_last_step_made_infinite_are_a_divergence_too(train):
+    """One enormous step: its loss is that of the fresh weights."""
+    _, report = recover(train, steps=1, learning_rate=1e45, weight_bits={"conv1": 8})
+    assert math.isfinite(report.curve[-1][1])
+    assert not report.finite
+
+
 def test_what_on_step_raises_ends_the_training(train):
     def stop(share: float) -> None:
         if share >= 0.5:
@@ -272,7 +279,8 @@ def test_a_batch_larger_than_the_data_is_all_of_it(train):
     few = Split(inputs=(train.inputs[0][:10],), targets=train.targets[:10])
     model = TinyNet(channels=16)
     report = finetune_(
-        model, outputs_of(None, few), trainer=TRAINER, seconds=math.inf, steps=3, learning_rate=0.01, distill=DistillPlan()
+        model, outputs_of(None, few), trainer=TRAINER, seconds=math.inf, steps=3, learning_rate=0.01,
+        distill=DistillPlan(),
     )  # fmt: skip
     assert report.steps == 3
 

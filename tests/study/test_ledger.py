@@ -72,7 +72,11 @@ def agrees(store: StudyStore) -> None:
         assert other.user_attrs["state"] == str(mine.state)
         assert other.user_attrs["origin"] == mine.origin
         if mine.state is TrialState.COMPLETE:
-            assert other.values == [mine.measurement.val, mine.measurement.size_bytes, mine.measurement.latency.latency_ms]
+            assert other.values == [
+                mine.measurement.val,
+                mine.measurement.size_bytes,
+                mine.measurement.latency.latency_ms,
+            ]
 
 
 def test_what_was_told_is_what_optuna_holds(store, started, space):
@@ -167,3 +171,21 @@ def test_two_objectives_leave_the_third_out(tmp_path):
         assert trial.values == [0.98, pytest.approx(0.3)]
         study = optuna.load_study(study_name="digits", storage=store.storage_url())
         assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE"]
+
+
+def test_a_full_disk_under_optuna_is_one_sentence_too(store, started, reopen, monkeypatch):
+    import sqlite3
+
+    from autocompress.errors import UsageError
+
+    def full(*_arguments, **_options):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        try:
+            raise error
+        except sqlite3.Error as cause:
+            raise optuna.exceptions.StorageInternalError("An exception is raised during the commit.") from cause
+
+    monkeypatch.setattr(started._study, "ask", full)
+    with pytest.raises(UsageError, match=r"the disk of .* is full; free some space"):
+        started.ask()

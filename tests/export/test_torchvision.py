@@ -1,0 +1,79 @@
+"""Networks that nobody here wrote go through the whole chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.compress.importance import score_channels
+from autocompress.compress.prune import prune
+from autocompress.compress.quantize import quantize_weights_, settle_weights_
+from autocompress.export.artifact import emit, make_exporter
+from autocompress.export.check import check_artifact
+from autocompress.plan import CompressionPlan
+from autocompress.space.groups import find_groups
+from autocompress.space.layers import find_layers
+from autocompress.space.search_space import width_after
+
+pytestmark = pytest.mark.slow
+
+# name, image size, groups that can be pruned, arguments
+NETWORKS: list[tuple[str, int, int, dict[str, Any]]] = [
+    ("resnet18", 64, 12, {}),
+    ("mobilenet_v2", 64, 25, {}),
+    ("shufflenet_v2_x0_5", 64, 0, {}),
+    ("squeezenet1_1", 64, 25, {}),
+    ("vgg11_bn", 32, 10, {}),
+    ("densenet121", 64, 120, {}),
+    ("efficientnet_b0", 64, 40, {}),
+    ("vit_b_16", 32, 12, {"image_size": 32}),
+]
+
+
+def _compressed_sizes(model: nn.Module, samples: tuple[Tensor, ...], groups_expected: int) -> dict[str, int]:
+    example = tuple(t[:2] for t in samples)
+    layers, _ = find_layers(model)
+    groups, skips = find_groups(model, example)
+    assert len(groups) == groups_expected, skips
+    targets = torch.arange(len(example[0])) % 10
+    scores = score_channels(model, groups, "taylor", [(example, targets)], F.cross_entropy, seed=0)
+    exporter = make_exporter(model, samples)
+    sizes = {}
+    for ratio, bits, activations in ((0.5, 4, "float"), (0.5, 4, "uint8"), (0.0, 8, "uint8")):
+        plan = CompressionPlan(
+            prune_ratio={g.name: ratio for g in groups},
+            weight_bits={n.name: bits for n in layers},
+            activations=activations,  # type: ignore[arg-type]
+        )
+        network = prune(model, plan, groups, scores, example)
+        for group in groups:
+            for layer in group.layers:
+                assert network.get_submodule(layer).weight.shape[0] == width_after(group, ratio), layer
+        integers = settle_weights_(quantize_weights_(network, plan.weight_bits))
+        data = emit(exporter, network, plan, integers, trained=True)
+        distance = check_artifact(data, network, samples, exact=activations == "float")
+        assert distance < (1e-3 if activations == "float" else 0.1)
+        assert not onnx.load_from_string(data).graph.value_info
+        sizes[f"{ratio} {bits} {activations}"] = len(data)
+    return sizes
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "size", "groups", "arguments"), NETWORKS, ids=[n[0] for n in NETWORKS])
+def test_a_classifier_is_pruned_rounded_and_shipped(name, size, groups, arguments):
+    import torchvision
+
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(weights=None, num_classes=10, **arguments).eval()
+    samples = (torch.randn(8, 3, size, size),)
+    dense = 4 * sum(p.numel() for p in model.parameters())
+    sizes = _compressed_sizes(model, samples, groups)
+    if name != "vit_b_16":  # the joined projections of its attention stay float
+        assert sizes["0.0 8 uint8"] < dense * 0.3
+        assert sizes["0.5 4 uint8"] < dense * 0.17
+    assert sizes["0.5 4 float"] < dense * 0.6
