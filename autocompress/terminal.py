@@ -269,7 +269,7 @@ def print_study(study: StudyRecord, trials: Sequence[TrialRecord], *, stream: Te
     device = study.device
     console.print(f"device: {device.name}, {device.runtime}, {device.threads} thread(s), batch {device.batch}")
     for table, values in study.config.items():
-        if isinstance(values, Mapping):
+        if isinstance(values, Mapping) and not table.startswith("_"):  # "_source" is for resuming
             shown = ", ".join(f"{k}={v}" for k, v in values.items() if v not in (None, "", {}, []))
             console.print(f"{table}: {shown}")
     if study.facts:

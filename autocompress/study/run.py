@@ -7,7 +7,9 @@ no torch; what does runs in `worker.py`.
 from __future__ import annotations
 
 import datetime
+import itertools
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +45,7 @@ from autocompress.study.store import StudyStore
 Listener = Callable[[Progress | TrialRecord], None]
 _TICK_S = 1.0
 _SAME_FAILURES = 3
+_NUMBER = re.compile(r"\d+")  # the same failure after 7 steps and after 8
 _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
 _VERSIONS = ("torch", "torch-pruning", "onnx", "onnxruntime", "onnxscript", "optuna", "numpy")
@@ -195,12 +198,12 @@ class Driver:
     def run(self) -> StudyRecord:
         """Everything until the study is finished; an interruption is recorded and raised again."""
         try:
-            self._prepare()
-            self._open_ledger()
-            with self.timed("search"):
-                self._search()
-            with self.timed("final"):
-                finalise(self)
+            if self._ready():
+                self._open_ledger()
+                with self.timed("search"):
+                    self._search()
+                with self.timed("final"):
+                    finalise(self)
             state, message = StudyState.FINISHED, self._failure()
             self.say("finished")
         except KeyboardInterrupt:
@@ -218,6 +221,16 @@ class Driver:
     def _close(self, state: StudyState, message: str) -> StudyRecord:
         return self.store.update(self.config.name, state=state, message=message, spent_s=self.spent_s)
 
+    def _ready(self) -> bool:
+        """Prepare; False if a study that is taken up again has no time left for it."""
+        try:
+            self._prepare()
+        except WorkerDied as error:
+            if time.monotonic() < self.end:
+                raise UsageError(f"the worker could not prepare the study: {error}") from error
+            return False
+        return True
+
     def _prepare(self) -> None:
         """Start the worker; the first time, record what it found out and the baseline as trial 0."""
         record = self.store.study(self.config.name)
@@ -225,7 +238,9 @@ class Driver:
         try:
             prepared = self.worker.call("prepare", self.source, record.baseline, deadline=self.end)
         except WorkerDied as error:
-            if record.baseline is None and time.monotonic() >= self.end:
+            if record.baseline is not None:
+                raise
+            if time.monotonic() >= self.end:
                 raise BudgetError(
                     f"the budget of {self.config.search.budget:.0f} s ended before the baseline was measured; "
                     "give more with --budget, or a trained teacher with model.weights"
@@ -259,7 +274,7 @@ class Driver:
             self.finish(_baseline_trial(self.baseline, facts, self.store.workspace))
 
     def _search(self) -> None:
-        for title, plan in (*self.space.references(), *self._sweep()):
+        for title, plan in itertools.chain(self.space.references(), self._sweep()):
             if any(t.plan == plan and t.origin == "anchor" for t in self.trials):
                 continue
             if not self._has_time():
@@ -270,22 +285,20 @@ class Driver:
             asked = self.ledger.ask()
             self.evaluate(self.space.decode(asked.params), origin="search", asked=asked)
 
-    def _sweep(self) -> list[tuple[str, CompressionPlan]]:
+    def _sweep(self) -> Iterator[tuple[str, CompressionPlan]]:
         """The uniform sweep, each prune ratio with the activations that are faster on the device.
 
         On some processors a pruned network is slower in integers than in floats, so this is not guessed.
         """
-        by_kind = {kind: self.space.sweep(kind) for kind in ("float", "uint8")}
         faster: dict[tuple[float, ...], str] = {}
-        for plans in zip(*by_kind.values(), strict=True):
+        for plans in zip(self.space.sweep("float"), self.space.sweep("uint8"), strict=True):
             widths = tuple(plans[0][1].prune_ratio.values())
             if widths not in faster:
+                if not self._has_time():
+                    return
                 took = {plan.activations: self._probe(plan) for _, plan in plans}
                 faster[widths] = min(took, key=lambda kind: took[kind])
-        chosen = zip(*by_kind.values(), strict=True)
-        return [
-            next(p for p in plans if p[1].activations == faster[tuple(p[1].prune_ratio.values())]) for plans in chosen
-        ]
+            yield next(p for p in plans if p[1].activations == faster[widths])
 
     def _probe(self, plan: CompressionPlan) -> float:
         """Latency of a plan's untrained artifact in milliseconds; infinite if it cannot be made."""
@@ -388,7 +401,7 @@ class Driver:
     def _failure(self) -> str:
         """Why the search ends early: the same failure several times in a row."""
         last = self.trials[-_SAME_FAILURES:]
-        same = len(last) == _SAME_FAILURES and len({t.reason for t in last}) == 1
+        same = len(last) == _SAME_FAILURES and len({_NUMBER.sub("#", t.reason) for t in last}) == 1
         if same and all(t.state is TrialState.FAILED for t in last):
             return f"ended after {_SAME_FAILURES} identical failures: {last[0].reason}"
         return ""

@@ -132,6 +132,7 @@ def test_a_timing_process_killed_in_between_is_replaced(local, nets):
     local.measure(small, large)
     pid = local._child.pid
     os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not alive(pid), seconds=5, what="the end of the timing process")
     assert local.measure(small, large).ratio < 1
     assert local._child.pid != pid
 

@@ -238,11 +238,21 @@ def test_a_training_that_diverges_ends_and_says_so(train):
     assert report.steps < 200
 
 
-def test_weights_that_the_last_step_made_infinite_are_a_divergence_too(train):
-    """One enormous step: its loss is that of the fresh weights."""
-    _, report = recover(train, steps=1, learning_rate=1e45, weight_bits={"conv1": 8})
-    assert math.isfinite(report.curve[-1][1])
+@pytest.mark.parametrize("step", [4, 10], ids=["before rounding sets in", "in the last step"])
+def test_weights_that_became_infinite_are_a_divergence_whatever_the_last_loss_was(train, step):
+    model, shares = TinyNet(channels=16), []
+
+    def spoil(share: float) -> None:
+        shares.append(share)
+        if len(shares) == step:
+            model.fc.bias.data[0] = math.inf
+
+    report = finetune_(
+        model, outputs_of(trained_model(), train), trainer=TRAINER, seconds=math.inf, steps=10, learning_rate=0.01,
+        distill=DistillPlan(), weight_bits={"conv1": 8, "conv2": 3}, on_step=spoil,
+    )  # fmt: skip
     assert not report.finite
+    assert report.steps <= 10
 
 
 def test_what_on_step_raises_ends_the_training(train):
