@@ -54,6 +54,7 @@ def input_grams(model: nn.Module, samples: Sequence[Tensor]) -> Grams:
 
 def mark_channels_(model: nn.Module) -> nn.Module:
     """Replace each dense layer's weights by their own (output, input) numbers, so that pruning shows what it kept."""
+    module: Any
     for module in model.modules():
         if _mixes_inputs(module):
             outputs, inputs = module.weight.shape[:2]
@@ -66,7 +67,8 @@ def mark_channels_(model: nn.Module) -> nn.Module:
 def read_marks(marked: nn.Module, dense: nn.Module) -> Kept:
     """(kept outputs, kept inputs) of every dense layer of a marked network that was pruned."""
     kept: Kept = {}
-    originals = dict(dense.named_modules())
+    originals: dict[str, Any] = dict(dense.named_modules())
+    module: Any
     for name, module in marked.named_modules():
         if _mixes_inputs(module):
             numbers = module.weight.detach().flatten(2)[..., 0] if module.weight.ndim > 2 else module.weight.detach()
@@ -105,7 +107,7 @@ def compensate_(pruned: nn.Module, dense: nn.Module, kept: Kept, grams: Mapping[
     return pruned
 
 
-def _mixes_inputs(module: nn.Module) -> bool:
+def _mixes_inputs(module: Any) -> bool:
     if not isinstance(module, (*CONVS, nn.Linear)) or getattr(module, "groups", 1) != 1:
         return False
     outputs, inputs = module.weight.shape[:2]

@@ -17,7 +17,7 @@ from autocompress.plan import Activations, CompressionPlan, DistillPlan
 from autocompress.records import GroupFacts, ModelFacts
 
 # Uniform plans that everybody would try, the most telling first: (share removed, bits).
-SWEEP = ((0.5, 4), (0.5, 8), (0.7, 4), (0.3, 4), (0.7, 8), (0.3, 8), (0.0, 4))
+SWEEP = ((0.5, 4), (0.3, 4), (0.7, 4), (0.0, 4), (0.5, 8), (0.3, 3))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,9 +148,7 @@ class SearchSpace:
             activations=values.get("activations", self.config.activations[-1]),
             importance=values.get("importance", self.config.importance[0]),
             distill=DistillPlan(
-                temperature=values.get(
-                    "distill/temperature", self.config.temperature[len(self.config.temperature) // 2]
-                ),
+                temperature=values.get("distill/temperature", self.config.temperature[0]),
                 weight=values.get("distill/weight", self.config.distill_weight[0]),
             ),
             learning_rate=values.get("learning_rate", self.config.learning_rate[0]),

@@ -18,17 +18,16 @@ from autocompress.study.requests import Examination
 if TYPE_CHECKING:
     from autocompress.study.run import Driver
 
-_AT_LEAST = 2.5  # a final training is this much longer than a trial's, or it is not worth its overhead
+_AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is not worth its overhead
 _MOST = 12
 _MARGIN_S = 1.0
 
 
 def finalise(driver: Driver) -> None:
     """Spend what is left of the budget on the front, then measure it once more."""
-    for parent, seconds in _share_out(driver):
+    while not driver.at_limit and (chosen := _next_to_train(driver)) is not None:
+        parent, seconds = chosen
         deadline = driver.end - _reserve_s(driver)
-        if deadline - time.monotonic() < seconds / 2:
-            break
         driver.say(f"training trial {parent.trial} for another {seconds:.0f} s")
         driver.evaluate(
             parent.plan,
@@ -51,25 +50,23 @@ def candidates(rivals: list[Rival]) -> list[int]:
     return [rivals[i].trial for i in order if on_front[i]]
 
 
-def _share_out(driver: Driver) -> list[tuple[TrialRecord, float]]:
-    """Which trials are trained further, and for how many seconds each."""
+def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
+    """The trial that is trained further next, and for how many seconds: an equal share of the time that is left."""
     by_number = {t.trial: t for t in driver.trials}
     order = [by_number[n] for n in candidates(list(driver.rivals()))]
-    trained = [t for t in order if t.plan.trains and t.origin != "final"]
+    done = [t for t in driver.trials if t.origin == "final"]
+    waiting = [t for t in order if t.plan.trains and t.origin != "final" and all(t.trial != d.parent for d in done)]
     left = driver.end - _reserve_s(driver) - time.monotonic()
     each_at_least = _AT_LEAST * driver.schedule.train_s + driver.overhead_s()
-    count = min(len(trained), _MOST, int(left / each_at_least))
-    if count < 1:
-        return []
-    seconds = left / count - driver.overhead_s()
-    return [(t, seconds) for t in trained[:count]]
+    count = min(len(waiting), _MOST - len(done), int(left / each_at_least))
+    return (waiting[0], left / count - driver.overhead_s()) if count >= 1 else None
 
 
 def _reserve_s(driver: Driver) -> float:
     """Seconds to examine the front: a timing and an evaluation for each of its artifacts."""
     looks = [t.durations_s.get("quality", 0.0) for t in driver.trials if t.state is TrialState.COMPLETE]
     ratio = driver.data_sizes["test"] / max(1, min(driver.data_sizes["val"], driver.config.data.max_val))
-    each = max(looks, default=0.5) * ratio + 1.0
+    each = (sum(looks) / len(looks) if looks else 0.5) * ratio + 1.0
     return (len(candidates(list(driver.rivals()))) + 1) * each + _MARGIN_S
 
 

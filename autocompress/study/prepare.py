@@ -39,7 +39,7 @@ from autocompress.study.requests import Prepared, Source
 from autocompress.zoo.factory import build_model, load_data, load_metric, load_weights
 
 Report = Callable[[str], None]
-_CALIBRATION = 256
+_CALIBRATION = 128
 _IMPORTANCE_BATCHES = 8
 _TEACHER_SHARE = 1 / 3
 

@@ -315,11 +315,14 @@ class Driver:
             self.store.remember_latency(name, key, known)
         return known.latency_ms
 
-    def _has_time(self) -> bool:
+    @property
+    def at_limit(self) -> bool:
+        """Whether the study has as many trials as it may have."""
         limit = self.config.search.max_trials
-        if limit is not None and len(self.trials) >= limit:
-            return False
-        if self._failure():
+        return limit is not None and len(self.trials) >= limit
+
+    def _has_time(self) -> bool:
+        if self.at_limit or self._failure():
             return False
         return time.monotonic() + self.schedule.train_s / 2 + self.overhead_s() < self.search_end
 
