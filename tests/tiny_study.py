@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,8 @@ def start_command(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
             command(*arguments),
             cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=log, text=True, start_new_session=True,
+            # a test run started in the background ignores Ctrl-C, and so would what it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
 
