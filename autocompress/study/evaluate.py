@@ -29,7 +29,7 @@ from autocompress.recover.finetune import TrainingReport, finetune_
 from autocompress.search.stopping import judge
 from autocompress.space.layers import count_macs
 from autocompress.space.search_space import width_after
-from autocompress.study.prepare import Report, Task, load_state
+from autocompress.study.prepare import Report, Task, each_second, load_state
 from autocompress.study.requests import Examination, Request
 
 _CONTINUE_ROUNDING_FROM = 0.2
@@ -143,14 +143,6 @@ def _recover(task: Task, network: nn.Module, request: Request, seconds: float, r
         network.load_state_dict(
             load_state(task.source.folder / f"trial-{request.continue_from}" / "weights.safetensors")
         )
-    said = time.monotonic()
-
-    def tell(share: float) -> None:
-        nonlocal said
-        if time.monotonic() - said > 1:
-            said = time.monotonic()
-            report(f"trial {request.trial}: training, {share:.0%}")
-
     outcome = finetune_(
         network,
         task.outputs,
@@ -161,7 +153,7 @@ def _recover(task: Task, network: nn.Module, request: Request, seconds: float, r
         weight_bits=plan.weight_bits,
         quantize_from=0.5 if request.continue_from is None else _CONTINUE_ROUNDING_FROM,
         seed=task.source.config.search.seed + (0 if request.continue_from is None else 1),
-        on_step=tell,
+        on_step=each_second(report, f"trial {request.trial}: training"),
     )
     if not outcome.finite:
         raise ValueError(f"training diverged after {outcome.steps} steps; a lower learning_rate may help")

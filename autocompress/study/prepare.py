@@ -240,17 +240,9 @@ def _train_teacher(
 ) -> tuple[list[str], bool]:
     steps = config.model.epochs * max(1, len(splits.train) // trainer.batch_size)
     alone = TeacherOutputs(None, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed)
-    said = time.monotonic()
-
-    def tell(share: float) -> None:
-        nonlocal said
-        if time.monotonic() - said > 1:
-            said = time.monotonic()
-            report(f"training the teacher, {share:.0%}")
-
     outcome = finetune_(
         model, alone, trainer=trainer, seconds=limit_s, steps=steps, learning_rate=config.model.learning_rate,
-        distill=DistillPlan(), seed=config.search.seed, on_step=tell,
+        distill=DistillPlan(), seed=config.search.seed, on_step=each_second(report, "training the teacher"),
     )  # fmt: skip
     if not outcome.finite:
         raise UsageError(
@@ -314,6 +306,19 @@ def _task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     if torch.is_floating_point(targets):
         return F.mse_loss(outputs.reshape(targets.shape), targets)
     return F.cross_entropy(outputs, targets)
+
+
+def each_second(report: Report, text: str) -> Callable[[float], None]:
+    """A function of the share that is done which reports it about once a second."""
+    said = time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal said
+        if time.monotonic() - said > 1:
+            said = time.monotonic()
+            report(f"{text}, {share:.0%}")
+
+    return tell
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
