@@ -25,7 +25,7 @@ _DURATION_S = {"s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(b|kb|mb|gb)?\s*", re.IGNORECASE)
 _SIZE_BYTES = {"b": 1, "": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 BUILTIN_METRICS = ("accuracy", "balanced_accuracy", "recall", "f1", "mse")
-SAMPLERS = ("knobs", "tpe", "nsga2", "random")
+SAMPLERS = ("front", "knobs", "gp", "tpe", "nsga2", "random", "sweep")
 
 
 def parse_duration(value: Any) -> float:
@@ -148,8 +148,12 @@ class SearchConfig(Table):
     objectives: tuple[Literal["accuracy", "size", "latency"], ...] = Field(
         ("accuracy", "size", "latency"), description="what the front is over; accuracy stands for the task's metric"
     )
-    sampler: Literal["knobs", "tpe", "nsga2", "random"] = Field(
-        "knobs", description="what proposes plans after the anchors"
+    sampler: Literal["front", "knobs", "gp", "tpe", "nsga2", "random", "sweep"] = Field(
+        "front", description="what proposes plans after the anchors; sweep: nothing does"
+    )
+    sweep: int = Field(3, ge=0, le=14, description="uniform plans that are tried before anything is proposed")
+    without: tuple[Literal["solver", "surrogate", "compensation", "ladder", "stop", "inherit", "blocks"], ...] = Field(
+        (), description="parts of the engine to leave out, to see what they are worth"
     )
     seed: int = Field(0, ge=0, lt=2**31)
     max_trials: int | None = Field(None, ge=1, description="end after so many trials, of whatever origin")

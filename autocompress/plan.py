@@ -44,7 +44,7 @@ class CompressionPlan:
         activations: "float", or "uint8" for the layers whose weights have at most 8 bits.
         importance: how the channels to remove are chosen.
         distill: temperature and weight of the teacher's soft targets.
-        learning_rate: peak learning rate of the recovery, above 0.
+        learning_rate: peak learning rate of the recovery, above 0; a network that was hurt less is trained at less.
     """
 
     prune_ratio: Mapping[str, float] = field(default_factory=dict)

@@ -121,7 +121,11 @@ class TrialRecord(Record):
     Attributes:
         trial: number in the study, from 0.
         origin: "baseline", "anchor" (the plans everybody would try), "search" or "final" (trained longer).
-        parent: for "final", the trial whose weights were trained further.
+        parent: the trial whose weights this one started from; None: the teacher's.
+        trained_s: seconds of training in its weights, those of its parents included.
+        trained_samples: that those trainings have seen.
+        rung_drop: of the metric, on a part of the validation data when a part of the training was done.
+        belief: what the sampler expected of the plan: drop, sd, size_ratio, latency_ratio, gain, source.
         reason: why a trial was stopped, is infeasible or failed; how it was measured otherwise.
         artifact: path of the exported file relative to the workspace.
         widths: channels kept per group.
@@ -142,17 +146,32 @@ class TrialRecord(Record):
     durations_s: dict[str, float] = field(default_factory=dict)
     spent_s: float = 0.0
     learning_curve: tuple[tuple[float, float], ...] = ()
+    trained_s: float = 0.0
+    trained_samples: int = 0
+    rung_drop: float | None = None
+    belief: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFacts(Record):
-    """A layer with weights. `kind`: "conv", "depthwise" or "linear"; `group`: the group its outputs belong to."""
+    """A layer with weights.
+
+    Attributes:
+        kind: "conv", "depthwise" or "linear".
+        group: the group its outputs belong to.
+        in_channels: input channels that each output sees.
+        positions: places of the output at which it is computed, for one sample; 49 for 7x7.
+        sources: by group, input channels that go when one of the group's channels goes.
+    """
 
     name: str
     kind: str
     weights: int
     out_channels: int
     group: str | None = None
+    in_channels: int = 1
+    positions: int = 1
+    sources: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

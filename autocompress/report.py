@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from autocompress import figures
 from autocompress.errors import AutocompressError
+from autocompress.front.beliefs import belief_facts, belief_lines, why
 from autocompress.front.choose import pick
 from autocompress.front.explain import (
     format_bytes,
@@ -67,7 +68,8 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
     environment.filters |= {"bytes": format_bytes, "duration": format_duration, "ms": format_ms}
     facts = front_facts(study, trials)
     scripts = [_script_text(figures.plotly_script()), _script_text((folder / "report.js").read_text(encoding="utf-8"))]
-    rows = _front_rows(study, facts)
+    beliefs = belief_facts(trials, facts.baseline, direction=facts.direction)
+    rows = _front_rows(study, facts, {trial.trial: trial for trial in trials})
     chosen = _knee(study, facts)
     points = _points_data(study, facts, {trial.trial: trial for trial in trials})
     html: str = environment.get_template("report.html.jinja").render(
@@ -85,6 +87,8 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
         layers=points["layers"],
         counts=Counter(str(trial.state) for trial in trials),
         unfinished=_reasons(trials),
+        beliefs=beliefs,
+        belief_lines=belief_lines(beliefs),
         data=Markup(
             _json(
                 {
@@ -124,7 +128,7 @@ def _headline(study: StudyRecord, facts: FrontFacts, chosen: FrontPoint | None) 
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _front_rows(study: StudyRecord, facts: FrontFacts) -> list[dict[str, Any]]:
+def _front_rows(study: StudyRecord, facts: FrontFacts, trials: dict[int, TrialRecord]) -> list[dict[str, Any]]:
     base, rows = facts.baseline, []
     for point in facts.front:
         drops = {
@@ -145,6 +149,7 @@ def _front_rows(study: StudyRecord, facts: FrontFacts) -> list[dict[str, Any]]:
                 "size_factor": base.size_bytes / point.size_bytes if base else None,
                 "words": words(point, base, direction=facts.direction) if base else "",
                 "plan": plan_lines(point.plan),
+                "why": why(trials[point.trial], direction=facts.direction),
             }
         )
     return rows

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from autocompress.front.beliefs import belief_facts, belief_lines, why
 from autocompress.front.explain import format_bytes, format_duration, metric_name, plan_lines, words
 from autocompress.front.pareto import non_dominated
 from autocompress.front.summary import loses_much, metric_direction
@@ -287,6 +288,8 @@ def print_study(study: StudyRecord, trials: Sequence[TrialRecord], *, stream: Te
         console.print(f"  {count} {state}: {reason}")
     if study.durations_s:
         console.print(f"budget: {_durations(study.durations_s)}")
+    for line in belief_lines(belief_facts(trials, study.baseline, direction=metric_direction(study))):
+        console.print(line)
     if study.message:
         console.print(study.message)
 
@@ -311,6 +314,10 @@ def print_trial(study: StudyRecord, trial: TrialRecord, *, stream: TextIO | None
         console.print(rows)
     if bits := trial.plan.weight_bits:
         console.print("weight bits: " + ", ".join(f"{layer} {b}" for layer, b in bits.items()))
+    if reason := why(trial, direction=metric_direction(study)):
+        console.print(f"why: {reason}")
+    if trial.parent is not None:
+        console.print(f"weights: cut from those of trial {trial.parent}; {trial.trained_s:.0f} s of training in them")
     if trial.durations_s:
         console.print(f"time: {_durations(trial.durations_s)}")
     if trial.artifact:

@@ -29,7 +29,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("export/", "measure/"),
     "openvino": ("measure/",),
     "ml_dtypes": ("export/", "compress/"),
-    "optuna": ("study/", "search/sampler.py"),
+    "optuna": ("study/", "search/sampler.py", "search/front_sampler.py", "search/knob_sampler.py", "search/ranges.py"),
     "sqlalchemy": ("study/store.py", "service/jobs.py"),
     "ray": ("study/executors.py",),
     "typer": ("cli.py",),
@@ -45,7 +45,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 # Files that may use the standard library, numpy and pydantic only (pydantic in config.py, as above).
 PLAIN = ("plan.py", "records.py", "errors.py", "config.py", "space/search_space.py", "front/", "search/solver.py")
-PLAIN += ("search/surrogate.py", "search/stopping.py", "resources.py")
+PLAIN += ("search/surrogate.py", "search/stopping.py", "search/options.py", "search/cost.py", "search/inherit.py")
+PLAIN += ("search/sensitivity.py", "resources.py")
 # What starts without torch: nothing that imports torch may be imported at the top of these.
 TORCH_FREE = ("__init__.py", "__main__.py", "api.py", "cli.py", "terminal.py", "report.py", "bundle.py", "figures.py")
 TORCH_FREE += ("study/__init__.py", "study/store.py", "front/", "service/", *PLAIN)

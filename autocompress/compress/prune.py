@@ -1,4 +1,4 @@
-"""Removes channels: from a plan's ratio per group to a network that is really narrower.
+"""Removes channels: from a width per group to a network that is really narrower.
 
 Which channels matter least is asked of `importance.py`; recovering the accuracy is not done here.
 """
@@ -13,40 +13,36 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.compensate import Grams, compensate_, mark_channels_, read_marks
-from autocompress.plan import CompressionPlan
-from autocompress.records import GroupFacts
 from autocompress.space.groups import build_graph, channel_blocks, full_group, has_blocks
-from autocompress.space.search_space import width_after
 
 
 def prune(
     model: nn.Module,
-    plan: CompressionPlan,
-    groups: Sequence[GroupFacts],
+    widths: Mapping[str, int],
     scores: Mapping[str, Tensor],
     example: Sequence[Tensor],
     *,
     grams: Grams | None = None,
 ) -> nn.Module:
-    """A copy of `model` with the plan's share of each group's channels removed.
+    """A copy of `model` in which each named group keeps so many channels.
 
     Args:
-        model: in eval mode.
-        groups: all groups of the model; one that the plan does not name keeps its channels.
-        scores: importance per group, [channels]; the lowest go first.
+        model: in eval mode; dense, or pruned before.
+        widths: channels to keep by group; a group that is not named keeps all it has.
+        scores: importance of the channels that `model` still has, [channels] by group; the lowest go first.
         example: the inputs of one forward, each [batch, ...].
-        grams: of the dense layers' inputs; with them the removed channels are folded into the kept ones.
+        grams: of the inputs of `model`'s layers; with them the removed channels are folded into the kept ones.
     Raises:
-        ValueError: the plan names a group that the model does not have.
+        ValueError: a group that the model does not have, or more channels than it has.
     """
-    known = {g.name: g for g in groups}
-    if unknown := set(plan.prune_ratio) - set(known):
-        raise ValueError(f"the plan prunes {sorted(unknown)[0]!r}, which is not a group; known are {', '.join(known)}")
     remove: dict[str, list[int]] = {}
-    for name, ratio in plan.prune_ratio.items():
-        group = known[name]
-        if (count := group.channels - width_after(group, ratio)) > 0:
-            remove[name] = _least_important(scores[name], count)
+    for name, width in widths.items():
+        if name not in scores:
+            raise ValueError(f"the plan prunes {name!r}, which is not a group; known are {', '.join(scores)}")
+        if width > len(scores[name]):
+            raise ValueError(f"{name!r} has {len(scores[name])} channels left and cannot keep {width}")
+        if width < len(scores[name]):
+            remove[name] = _least_important(scores[name], len(scores[name]) - width)
     pruned = copy.deepcopy(model)
     if not remove:
         return pruned
@@ -55,6 +51,20 @@ def prune(
         marked = remove_channels_(mark_channels_(copy.deepcopy(model)), example, remove)
         compensate_(pruned, model, read_marks(marked, model), grams)
     return pruned
+
+
+def kept_scores(scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Scores of the channels that are left after pruning to `widths`, in their order, [width] by group.
+
+    [3, 1, 2] at a width of 2 leaves [3, 2].
+    """
+    left = {}
+    for name, score in scores.items():
+        gone = _least_important(score, len(score) - widths.get(name, len(score)))
+        stays = torch.ones(len(score), dtype=torch.bool)
+        stays[gone] = False
+        left[name] = score[stays]
+    return left
 
 
 def remove_channels_(model: nn.Module, example: Sequence[Tensor], remove: Mapping[str, Sequence[int]]) -> nn.Module:

@@ -20,7 +20,7 @@ from autocompress.front.pareto import non_dominated
 from autocompress.records import Baseline, FrontPoint, Measurement, ModelFacts, StudyRecord, TrialRecord, TrialState
 
 _MINIMIZED_METRICS = ("mse",)
-_STAGES = ("setup", "teacher", "baseline", "search", "final")
+_STAGES = ("setup", "teacher", "baseline", "profile", "search", "final")
 _TRIAL_STAGES = ("prune", "emit", "latency", "train", "check", "quality")
 
 

@@ -6,6 +6,7 @@ is spent, so a slow machine trains less but always to the end of its schedule.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from autocompress.compress.quantize import FakeQuantize, quantize_weights_
 from autocompress.plan import DistillPlan
 from autocompress.recover.data import Augment, augment, batches
 from autocompress.recover.distill import recovery_loss
+from autocompress.recover.muon import Muon
 from autocompress.recover.read import Split
 
 _WARM_UP = 0.05  # share of the schedule
@@ -45,9 +47,16 @@ class Trainer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingReport:
-    """What a training did. `curve`: (seconds, loss), thinned; `finite`: False if it diverged and was ended."""
+    """What a training did.
+
+    Attributes:
+        samples: that it has seen.
+        curve: (seconds, loss), thinned.
+        finite: False if it diverged and was ended.
+    """
 
     steps: int
+    samples: int
     seconds: float
     curve: tuple[tuple[float, float], ...]
     finite: bool
@@ -60,13 +69,16 @@ class TeacherOutputs:
     the others do not. With augmentation the data is seen in a few fixed views, each kept like data of its own.
 
     Args:
-        teacher: in eval mode; None for training without one.
+        teacher: in eval mode; None for training without one. A copy of it is kept on the trainer's device.
         train: the training split.
         kind: augmentation of the views; view 0 is always the data as it is.
     """
 
     def __init__(self, teacher: nn.Module | None, train: Split, *, kind: Augment, trainer: Trainer, seed: int) -> None:
-        self._teacher, self._trainer = teacher, trainer
+        self._trainer = trainer
+        self.teacher = teacher
+        if teacher is not None and trainer.device.type != "cpu":
+            self.teacher = copy.deepcopy(teacher).to(trainer.device)
         self._views: list[tuple[Tensor, ...]] = [train.inputs]
         if kind != "none":
             for view in range(1, _VIEWS):
@@ -84,11 +96,11 @@ class TeacherOutputs:
 
     @torch.no_grad()
     def _soft(self, view: int, indices: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
-        if self._teacher is None:
+        if self.teacher is None:
             return None
         missing = ~self._known[view, indices]
         if missing.any():
-            fresh = _forward(self._teacher, tuple(t[missing] for t in inputs), self._trainer).float().cpu()
+            fresh = _forward(self.teacher, tuple(t[missing] for t in inputs), self._trainer).float().cpu()
             known = self._outputs[view]
             if known is None:
                 known = self._outputs[view] = torch.zeros(self._known.shape[1], *fresh.shape[1:])
@@ -110,6 +122,7 @@ def finetune_(
     weight_bits: Mapping[str, int] | None = None,
     quantize_from: float = 0.5,
     seed: int = 0,
+    seen: int = 0,
     steps: int | None = None,
     on_step: Callable[[float], None] = lambda share: None,
 ) -> TrainingReport:
@@ -117,7 +130,8 @@ def finetune_(
 
     Args:
         seconds: of training; the learning rate rises for 5 % of them and then falls to zero along a cosine.
-        learning_rate: its peak, for AdamW.
+        learning_rate: its peak, as `Muon` takes it.
+        seen: samples that the network was trained on before; it goes on where that training ended.
         weight_bits: layers to round; those below 8 bits are rounded while training, the others afterwards.
         quantize_from: share of the training after which rounding sets in, in [0, 1).
         steps: end after so many steps if that comes first; infinite `seconds` count steps alone.
@@ -127,11 +141,11 @@ def finetune_(
     low_bits = {n: b for n, b in bits.items() if b < 8}
     model.train().to(trainer.device)
     layouts = _Layouts(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
+    optimizer = Muon(model.parameters(), lr=learning_rate, weight_decay=1e-4)
     clock = _Clock(seconds=seconds, steps=steps)
     curve: list[tuple[float, float]] = []
     finite, rounding = True, False
-    order = _epochs(source, trainer.batch_size, seed)
+    order = _epochs(source, trainer.batch_size, seed, seen)
     while (share := clock.share()) < 1 and finite:
         with trainer.guard():
             held = time.perf_counter()
@@ -156,7 +170,13 @@ def finetune_(
     finite = finite and _has_finite_weights(model)  # the loss is that of the weights before the last step
     if finite:
         quantize_weights_(model, bits if not rounding else {n: b for n, b in bits.items() if b >= 8})
-    return TrainingReport(steps=clock.count, seconds=clock.elapsed(), curve=_thin(curve), finite=finite)
+    return TrainingReport(
+        steps=clock.count,
+        samples=clock.count * min(trainer.batch_size, len(source.train)),
+        seconds=clock.elapsed(),
+        curve=_thin(curve),
+        finite=finite,
+    )
 
 
 @torch.no_grad()
@@ -196,12 +216,15 @@ class _Clock:
         return by_time if self.steps is None else max(by_time, self.count / self.steps)
 
 
-def _epochs(source: TeacherOutputs, batch_size: int, seed: int) -> Iterator[tuple[Tensor, int]]:
+def _epochs(source: TeacherOutputs, batch_size: int, seed: int, seen: int) -> Iterator[tuple[Tensor, int]]:
+    """(indices, epoch) of each batch, after the first `seen` samples of the order that all trainings share."""
     generator = torch.Generator().manual_seed(seed)
     samples = len(source.train)
-    per_epoch = max(1, samples // min(batch_size, samples))
+    size = min(batch_size, samples)
+    per_epoch = max(1, samples // size)
     for count, indices in enumerate(batches(source.train, batch_size, generator)):
-        yield indices, count // per_epoch
+        if count >= seen // size:
+            yield indices, count // per_epoch
 
 
 def _step(

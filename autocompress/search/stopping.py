@@ -14,7 +14,11 @@ import numpy as np
 from autocompress.front.hypervolume import gain
 from autocompress.plan import CompressionPlan
 
+LONGER = 0.5  # of a drop is left if the training goes on for four times as long
 MARGIN = 0.005  # a more compressed plan may be this much better than a less compressed one, by luck of training
+RUNG_SHARE = 0.4  # of a training
+_FEW = 4  # trained trials before a rung can stop anything
+_OPTIMISM = 1.64  # standard deviations
 MIN_GAIN = 1e-4  # of the hypervolume; less is within the noise of a latency
 
 
@@ -39,6 +43,45 @@ class Constraints:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """What a drop seen part of the way through a training says of the drop at its end.
+
+    Attributes:
+        share: of the training after which it is looked at.
+        hope: the share of the drop that an optimist expects to be left at the end.
+    """
+
+    share: float = RUNG_SHARE
+    hope: float = 0.0
+
+
+def learn_rung(seen: Sequence[tuple[float, float]]) -> Rung:
+    """The rung after trials that were trained to their end.
+
+    Args:
+        seen: (drop at the rung, drop at the end) of each; until there are `_FEW` of them nothing is stopped.
+    """
+    left = [min(max(end, 0.0) / at_rung, 2.0) for at_rung, end in seen if at_rung > MARGIN]
+    if len(left) < _FEW:
+        return Rung()
+    return Rung(hope=max(0.0, float(np.mean(left)) - _OPTIMISM * float(np.std(left, ddof=1))))
+
+
+def hopeless(at_rung: float, rung: Rung, *, cheap: tuple[float, float], rivals: Sequence[Rival]) -> str:
+    """Why a training should end at its rung; empty if it should go on.
+
+    Args:
+        at_rung: drop seen there.
+        cheap: (size ratio, latency ratio) of the file.
+    """
+    drop = max(0.0, at_rung * rung.hope - MARGIN)
+    front = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
+    if drop == 0 or gain((drop, *cheap), front) >= MIN_GAIN:
+        return ""
+    return f"after {rung.share:.0%} of its training it lost {at_rung:.4f}; {drop:.4f} at best would not enter the front"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Whether to train. `infeasible`: a constraint rules the plan out whatever its accuracy."""
 
@@ -50,9 +93,10 @@ class Verdict:
 def optimistic_drop(plan: CompressionPlan, rivals: Sequence[Rival]) -> float:
     """The smallest accuracy drop the plan can hope for, from trained plans that compress less everywhere.
 
-    Removing and rounding more does not help, but for `MARGIN`; without such a rival the hope is no drop at all.
+    Removing and rounding more does not help, but a longer training does (`LONGER`), and so does luck (`MARGIN`);
+    without such a rival the hope is no drop at all.
     """
-    return max([0.0, *(r.drop - MARGIN for r in rivals if plan.compresses_at_least(r.plan))])
+    return max([0.0, *(LONGER * r.drop - MARGIN for r in rivals if plan.compresses_at_least(r.plan))])
 
 
 def judge(

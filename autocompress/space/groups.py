@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from autocompress.records import GroupFacts, Skip
 from autocompress.space.layers import CONVS
 
+Sources = dict[str, dict[str, float]]
 ROOT_TYPES = (*CONVS, nn.Linear)
 _MOST_TRIES = 32  # each costs a copy, an analysis and two forwards
 
@@ -131,6 +132,28 @@ def find_groups(
             groups.append(GroupFacts(name=name, channels=channels, granule=granule, layers=layers))
     groups.sort(key=lambda g: order.index(g.name))
     return _keep_what_works(model, example, groups, skips)
+
+
+def input_sources(model: nn.Module, example: Sequence[Tensor], groups: Sequence[GroupFacts]) -> Sources:
+    """By layer and group: how many of the layer's input channels go when one of the group's channels goes.
+
+    1 for a plain chain; 49 for a linear layer behind 7x7 images that were flattened.
+    """
+    if not groups:
+        return {}
+    graph = build_graph(model, example)
+    modules = dict(model.named_modules())
+    names = {module: name for name, module in modules.items()}
+    found: Sources = {}
+    for group in groups:
+        for dep, indices in full_group(graph, modules[group.name]):
+            module = dep.target.module
+            if not isinstance(module, ROOT_TYPES) or not graph.is_in_channel_pruning_fn(dep.handler):
+                continue
+            if getattr(module, "groups", 1) == 1:
+                of_layer = found.setdefault(names[module], {})
+                of_layer[group.name] = of_layer.get(group.name, 0.0) + len(indices) / group.channels
+    return found
 
 
 def _output_layers(graph: Any) -> set[nn.Module]:

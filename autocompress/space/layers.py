@@ -48,7 +48,11 @@ def layer_kind(module: Any) -> str:
 def _facts(name: str, module: Any) -> LayerFacts:
     weight = module.weight
     return LayerFacts(  # weight: [out, in / groups, *kernel]
-        name=name, kind=layer_kind(module), weights=weight.numel(), out_channels=weight.shape[0]
+        name=name,
+        kind=layer_kind(module),
+        weights=weight.numel(),
+        out_channels=weight.shape[0],
+        in_channels=weight.shape[1],
     )
 
 
@@ -78,19 +82,34 @@ def count_macs(model: nn.Module, example: Sequence[Tensor]) -> int:
     Args:
         example: the inputs of one forward, each [batch, ...]; the count is divided by the batch.
     """
-    total = 0
+    modules = dict(model.named_modules())
+    return sum(count * _weights_per_position(modules[n]) for n, count in output_positions(model, example).items())
 
-    def hook(module: nn.Module, _: object, output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(module.weight, Tensor)
-        per_output = module.weight.numel() // module.weight.shape[0]  # [out, in / groups, *kernel]
-        total += output.numel() * per_output
 
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, (*CONVS, nn.Linear))]
+def output_positions(model: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
+    """Places at which each Conv and Linear layer is computed for one sample, all its uses together.
+
+    Args:
+        example: the inputs of one forward, each [batch, ...].
+    """
+    found: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: Any, _: object, output: Tensor) -> None:
+            found[name] = found.get(name, 0) + output.numel() // (len(example[0]) * module.weight.shape[0])
+
+        return hook
+
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (*CONVS, nn.Linear))]
+    handles = [m.register_forward_hook(watch(n)) for n, m in layers]
     try:
         with torch.no_grad():
             model(*example)
     finally:
         for handle in handles:
             handle.remove()
-    return total // len(example[0])
+    return found
+
+
+def _weights_per_position(layer: Any) -> int:
+    return int(layer.weight.numel())  # [out, in / groups, *kernel]: each weight is used once per place

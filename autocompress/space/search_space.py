@@ -7,7 +7,7 @@ decoded to a full plan, for samplers that have few trials to learn from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -17,7 +17,10 @@ from autocompress.plan import Activations, CompressionPlan, DistillPlan
 from autocompress.records import GroupFacts, ModelFacts
 
 # Uniform plans that everybody would try, the most telling first: (share removed, bits).
-SWEEP = ((0.5, 4), (0.3, 4), (0.7, 4), (0.0, 4), (0.5, 8), (0.3, 3))
+SWEEP = (
+    (0.5, 4), (0.3, 4), (0.7, 4), (0.0, 4), (0.5, 8), (0.3, 3), (0.6, 4),
+    (0.4, 4), (0.7, 3), (0.5, 3), (0.15, 4), (0.7, 8), (0.3, 8), (0.2, 3),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +118,10 @@ class SearchSpace:
             ("int8", CompressionPlan(weight_bits=dict.fromkeys(names, 8), activations="uint8", **fixed)),
         ]
 
-    def sweep(self, activations: Activations) -> list[tuple[str, CompressionPlan]]:
+    def sweep(self, activations: Activations, count: int = len(SWEEP)) -> list[tuple[str, CompressionPlan]]:
         """The uniform sweep of prune ratio and bits, with the given activations, the most telling plan first."""
         found: list[tuple[str, CompressionPlan]] = []
-        for ratio, base in SWEEP:
+        for ratio, base in SWEEP[:count]:
             plan = self.from_knobs(uniform_knobs(ratio, base, activations))
             if all(plan != other for _, other in found):
                 found.append((f"uniform: {ratio:.0%} pruned, {base} bits, {activations} activations", plan))
@@ -167,6 +170,18 @@ def width_after(group: GroupFacts, ratio: float) -> int:
     """
     steps = round(group.channels * (1 - ratio) / group.granule)
     return min(group.channels, max(1, steps) * group.granule)
+
+
+def widths_after(groups: Sequence[GroupFacts], plan: CompressionPlan) -> dict[str, int]:
+    """Channels that each group keeps under a plan.
+
+    Raises:
+        ValueError: the plan names a group that the model does not have.
+    """
+    known = [g.name for g in groups]
+    if unknown := set(plan.prune_ratio) - set(known):
+        raise ValueError(f"the plan prunes {sorted(unknown)[0]!r}, which is not a group; known are {', '.join(known)}")
+    return {g.name: width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in groups}
 
 
 def snap(group: GroupFacts, ratio: float) -> float:

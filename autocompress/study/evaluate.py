@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,14 +25,15 @@ from autocompress.export.check import check_artifact
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Latency, Measurement, TrialRecord, TrialState
+from autocompress.recover.damage import rate_share
 from autocompress.recover.finetune import TrainingReport, finetune_
-from autocompress.search.stopping import judge
+from autocompress.search.stopping import hopeless, judge
 from autocompress.space.layers import count_macs
 from autocompress.space.search_space import width_after
-from autocompress.study.prepare import Report, Task, each_second, load_state
+from autocompress.study.prepare import Ancestor, Report, Task, each_second
 from autocompress.study.requests import Examination, Request
 
-_CONTINUE_ROUNDING_FROM = 0.2
+_ROUNDING_FROM, _CONTINUE_ROUNDING_FROM = 0.5, 0.2  # share of the training
 _CHECKED = 64  # samples on which the file is compared with torch
 
 
@@ -40,7 +41,7 @@ def evaluate(task: Task, request: Request, report: Report) -> TrialRecord:
     """Run one trial to its end, whatever that is; only our own bugs raise."""
     plan, stages = request.plan, _Stages()
     record = TrialRecord(
-        trial=request.trial, state=TrialState.FAILED, plan=plan, origin=request.origin, parent=request.continue_from,
+        trial=request.trial, state=TrialState.FAILED, plan=plan, origin=request.origin, parent=request.parent,
         widths={g.name: width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in task.facts.groups},
     )  # fmt: skip
     try:
@@ -54,9 +55,9 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     folder = task.source.folder / f"trial-{request.trial}"
     path = folder / "model.onnx"
     with stages("prune"):
-        network = task.prune(plan)
+        network = task.prune(plan, _ancestor(task, request))
     with stages("emit"):
-        sketch = _sketch(task, network, plan, path)
+        sketch, rounded = _sketch(task, network, plan, path)
     with stages("latency"):
         latency = request.latency or _time(task, path)
     measured = Measurement(
@@ -78,8 +79,14 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         return _ended(record, path, TrialState.INFEASIBLE if verdict.infeasible else TrialState.STOPPED, verdict.reason)
     if plan.trains and train_s < request.train_s / 2:
         return _ended(record, path, TrialState.STOPPED, "too little time was left to train it")
-    with stages("train"):
-        training = _recover(task, network, request, train_s, report)
+    watch = _Watch(task, network, request, (len(sketch) / baseline.size_bytes, latency.ratio))
+    try:
+        with stages("train"):
+            rate = plan.learning_rate * rate_share(task.damage(rounded)) if plan.trains else 0.0
+            training = _recover(task, network, request, train_s, rate, _both(watch, report, request))
+    except Hopeless as end:
+        return _ended(replace(record, rung_drop=watch.drop), path, TrialState.STOPPED, str(end))
+    record = replace(record, rung_drop=watch.drop)
     with stages("emit"):
         weights = float_state(network)
         artifact = emit(task.exporter, network, plan, settle_weights_(network), trained=True)
@@ -97,6 +104,7 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         measurement=replace(measured, val=val, size_bytes=len(artifact), compressed_bytes=compressed_bytes(artifact)),
         artifact=str(path.relative_to(task.source.workspace)),
         learning_curve=training.curve if training else (),
+        trained_samples=request.seen + (training.samples if training else 0),
     )
 
 
@@ -125,39 +133,77 @@ def _time(task: Task, path: Path) -> Latency:
     return task.device.measure(path, task.source.workspace / baseline.artifact, baseline_ms=baseline.latency_ms)
 
 
-def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -> bytes:
-    """Write and return the untrained artifact: the final one but for the values in it."""
+def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -> tuple[bytes, nn.Module]:
+    """Write and return the untrained artifact, the final one but for the values in it, and the network it is of."""
     rounded = quantize_weights_(copy.deepcopy(network), plan.weight_bits)
     sketch = emit(task.exporter, rounded, plan, settle_weights_(rounded), trained=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(sketch)
-    return sketch
+    return sketch, rounded
 
 
-def _recover(task: Task, network: nn.Module, request: Request, seconds: float, report: Report) -> TrainingReport | None:
+class Hopeless(Exception):
+    """A training that cannot bring its plan onto the front any more."""
+
+
+class _Watch:
+    """Looks once, part of the way through a training, whether it is worth its end."""
+
+    def __init__(self, task: Task, network: nn.Module, request: Request, cheap: tuple[float, float]) -> None:
+        self._task, self._network, self._request, self._cheap = task, network, request, cheap
+        self.drop: float | None = None
+
+    def __call__(self, share: float) -> None:
+        rung = self._request.rung
+        if rung is None or self.drop is not None or share < rung.share:
+            return
+        self.drop = self._task.glance(self._network)
+        if self._request.anchor:
+            return
+        if reason := hopeless(self.drop, rung, cheap=self._cheap, rivals=self._request.rivals):
+            raise Hopeless(reason)
+
+
+def _both(watch: _Watch, report: Report, request: Request) -> Callable[[float], None]:
+    tell = each_second(report, f"trial {request.trial}: training")
+
+    def on_step(share: float) -> None:
+        tell(share)
+        watch(share)
+
+    return on_step
+
+
+def _recover(
+    task: Task, network: nn.Module, request: Request, seconds: float, rate: float, on_step: Callable[[float], None]
+) -> TrainingReport | None:
     plan = request.plan
     if not plan.trains:
         quantize_weights_(network, plan.weight_bits)
         return None
-    if request.continue_from is not None:
-        network.load_state_dict(
-            load_state(task.source.folder / f"trial-{request.continue_from}" / "weights.safetensors")
-        )
     outcome = finetune_(
         network,
         task.outputs,
         trainer=task.trainer,
         seconds=seconds,
-        learning_rate=plan.learning_rate,
+        learning_rate=rate,
         distill=plan.distill,
         weight_bits=plan.weight_bits,
-        quantize_from=0.5 if request.continue_from is None else _CONTINUE_ROUNDING_FROM,
-        seed=task.source.config.search.seed + (0 if request.continue_from is None else 1),
-        on_step=each_second(report, f"trial {request.trial}: training"),
+        quantize_from=_ROUNDING_FROM if request.parent is None else _CONTINUE_ROUNDING_FROM,
+        seed=task.source.config.search.seed,
+        seen=request.seen,
+        on_step=on_step,
     )
     if not outcome.finite:
         raise ValueError(f"training diverged after {outcome.steps} steps; a lower learning_rate may help")
     return outcome
+
+
+def _ancestor(task: Task, request: Request) -> Ancestor | None:
+    if request.parent is None or request.parent_plan is None:
+        return None
+    weights = task.source.folder / f"trial-{request.parent}" / "weights.safetensors"
+    return Ancestor(plan=request.parent_plan, weights=weights) if weights.exists() else None
 
 
 def _ended(record: TrialRecord, path: Path, state: TrialState, reason: str) -> TrialRecord:
@@ -182,6 +228,8 @@ class _Stages:
         start = time.monotonic()
         try:
             yield
+        except Hopeless:
+            raise
         except AutocompressError as error:
             raise StageError(name, done, str(error)) from error
         except Exception as error:

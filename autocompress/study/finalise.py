@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autocompress.front.hypervolume import contributions
+from autocompress.front.hypervolume import contributions, gain
 from autocompress.front.pareto import non_dominated
 from autocompress.records import TrialRecord, TrialState
-from autocompress.search.stopping import Rival
+from autocompress.search.stopping import MIN_GAIN, Rival
+from autocompress.search.surrogate import training_factor
 from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.requests import Examination
 
@@ -35,7 +36,7 @@ def finalise(driver: Driver) -> None:
             anchor=True,
             train_s=seconds,
             deadline=deadline,
-            continue_from=parent.trial,
+            parent=parent,
         )
     _examine(driver)
 
@@ -52,14 +53,28 @@ def candidates(rivals: list[Rival]) -> list[int]:
 
 def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
     """The trial that is trained further next, and for how many seconds: an equal share of the time that is left."""
-    by_number = {t.trial: t for t in driver.trials}
-    order = [by_number[n] for n in candidates(list(driver.rivals()))]
-    done = [t for t in driver.trials if t.origin == "final"]
-    waiting = [t for t in order if t.plan.trains and t.origin != "final" and all(t.trial != d.parent for d in done)]
     left = driver.end - _reserve_s(driver) - time.monotonic()
     each_at_least = _AT_LEAST * driver.schedule.train_s + driver.overhead_s()
-    count = min(len(waiting), _MOST - len(done), int(left / each_at_least))
-    return (waiting[0], left / count - driver.overhead_s()) if count >= 1 else None
+    done = sum(t.origin == "final" for t in driver.trials)
+    count = min(_MOST - done, int(left / each_at_least))
+    if count < 1:
+        return None
+    seconds = left / count - driver.overhead_s()
+    by_number = {t.trial: t for t in driver.trials}
+    prospects = {
+        r.trial: prospect(r, list(driver.rivals()), 1 + seconds / max(by_number[r.trial].trained_s, 1e-3))
+        for r in driver.rivals()
+        if r.plan.trains and by_number[r.trial].trained_s > 0
+    }
+    best = max(prospects, key=lambda n: prospects[n], default=None)
+    return None if best is None or prospects[best] < MIN_GAIN else (by_number[best], seconds)
+
+
+def prospect(rival: Rival, rivals: list[Rival], longer: float) -> float:
+    """Hypervolume that a trial is expected to add when it has been trained `longer` times as long in all."""
+    drop = rival.drop * training_factor(longer)
+    front = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals])
+    return gain((drop, rival.size_ratio, rival.latency_ratio), front)
 
 
 def _reserve_s(driver: Driver) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState as OptunaState
@@ -15,10 +16,13 @@ from optuna.trial import TrialState as OptunaState
 from autocompress.config import StudyConfig
 from autocompress.front.hypervolume import Direction
 from autocompress.records import TrialRecord, TrialState
-from autocompress.search.sampler import distributions, make_sampler
+from autocompress.search.front_sampler import belief_of
+from autocompress.search.ranges import distributions
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.store import StudyStore, explained, open_optuna_storage
 
+# Optuna's NSGA-II takes no trial for a parent that lacks a generation, those added from outside included.
+_FIRST_GENERATION = {"NSGAIISampler:generation": 0}
 _STATES = {
     TrialState.COMPLETE: OptunaState.COMPLETE,
     TrialState.STOPPED: OptunaState.PRUNED,
@@ -33,6 +37,7 @@ class Ledger:
     Args:
         known: our records of the trials so far.
         direction: of the metric, "maximize" or "minimize".
+        sampler: what proposes.
     """
 
     def __init__(
@@ -43,12 +48,11 @@ class Ledger:
         known: Sequence[TrialRecord],
         *,
         direction: Direction,
+        sampler: optuna.samplers.BaseSampler,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._objectives = space, config.search.objectives
         self._ranges = distributions(space.raw())
-        # A resumed study draws from another stream, or it would propose the same plans again.
-        sampler = make_sampler(config.search.sampler, space, seed=config.search.seed + 1000 * len(known))
         directions: list[Direction] = [direction if name == "accuracy" else "minimize" for name in self._objectives]
         self._path = store.path
         with explained(self._path), warnings.catch_warnings():
@@ -72,6 +76,11 @@ class Ledger:
         with explained(self._path):
             return self._study.ask(self._ranges)
 
+    def belief(self, asked: optuna.Trial) -> dict[str, Any]:
+        """What the sampler believed of a plan that it proposed; empty if it keeps that to itself."""
+        with explained(self._path):
+            return belief_of(self._study._storage.get_trial_system_attrs(asked._trial_id))
+
     def tell(self, record: TrialRecord, asked: optuna.Trial | None = None) -> None:
         """Record a trial that ended: the one that was asked for, or one of our own making."""
         with explained(self._path):
@@ -85,7 +94,7 @@ class Ledger:
                 asked.set_user_attr(key, value)
             self._study.tell(asked, values=values, state=_STATES[record.state])
             return
-        params = self._space.encode(record.plan) if record.origin == "anchor" else None
+        params = None if record.origin == "baseline" else self._space.encode(record.plan)
         self._study.add_trial(
             optuna.create_trial(
                 state=_STATES[record.state],
@@ -93,6 +102,7 @@ class Ledger:
                 params=params or {},
                 distributions=self._ranges if params else {},
                 user_attrs=attributes,
+                system_attrs=_FIRST_GENERATION if params else {},
             )
         )
 
@@ -137,5 +147,6 @@ class Ledger:
             "reason": record.reason,
             "artifact": record.artifact,
             "size_and_latency": self._cheap(record),
+            "trained_s": record.trained_s,
         }
         return attributes if record.origin == "search" else {**attributes, "plan": record.plan.to_dict()}

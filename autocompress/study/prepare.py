@@ -22,19 +22,23 @@ from torch.nn import functional as F
 
 from autocompress.compress.compensate import Grams, input_grams
 from autocompress.compress.importance import score_channels
-from autocompress.compress.prune import prune
+from autocompress.compress.prune import kept_scores, prune
 from autocompress.config import StudyConfig
 from autocompress.errors import UsageError
 from autocompress.export.artifact import Exporter, emit, make_exporter
 from autocompress.measure.device import Device, device_lock
 from autocompress.measure.local import LocalDevice, cores
-from autocompress.measure.quality import Metric, metric_for, predict
+from autocompress.measure.quality import Metric, drop, metric_for, predict
 from autocompress.plan import CompressionPlan, DistillPlan, Importance
 from autocompress.records import Baseline, ModelFacts
+from autocompress.recover.damage import disagreement, reestimate_
 from autocompress.recover.data import DataSplits, Split, data_digest, split_data
-from autocompress.recover.finetune import TeacherOutputs, Trainer, finetune_, prefers_bf16
-from autocompress.space.groups import find_groups
-from autocompress.space.layers import count_macs, find_layers
+from autocompress.recover.finetune import TeacherOutputs, Trainer, evaluate_in_torch, finetune_, prefers_bf16
+from autocompress.search.profile import measure_sensitivity
+from autocompress.search.sensitivity import Sensitivity
+from autocompress.space.groups import find_groups, input_sources
+from autocompress.space.layers import count_macs, find_layers, output_positions
+from autocompress.space.search_space import widths_after
 from autocompress.study.requests import Prepared, Source
 from autocompress.zoo.factory import build_model, load_data, load_metric, load_weights
 
@@ -42,6 +46,17 @@ Report = Callable[[str], None]
 _CALIBRATION = 128
 _IMPORTANCE_BATCHES = 8
 _TEACHER_SHARE = 1 / 3
+_PROFILE_SHARE = 0.06  # of the budget, at most
+_GLANCED = 1000  # samples
+_PROFILED = 256  # samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ancestor:
+    """A trained network that another one is cut from: its plan, and the file of its float weights."""
+
+    plan: CompressionPlan
+    weights: Path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +73,9 @@ class Task:
     device: Device
     exporter: Exporter
     baseline: Baseline
-    grams: Grams
+    grams: Grams | None
+    _teacher_value: float | None = None
+    _teacher_outputs: Tensor | None = None
     _scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
@@ -66,10 +83,18 @@ class Task:
         """Inputs for one small forward, each [2, ...]."""
         return tuple(t[:2] for t in self.exporter.samples)
 
-    def prune(self, plan: CompressionPlan) -> nn.Module:
-        """The network of a plan before any training."""
-        scores = self.scores(plan.importance)
-        return prune(self.model, plan, self.facts.groups, scores, self.example, grams=self.grams)
+    def prune(self, plan: CompressionPlan, heir_of: Ancestor | None = None) -> nn.Module:
+        """The network of a plan before any training, cut from the teacher or from a network that was trained before."""
+        scores, widths = self.scores(plan.importance), widths_after(self.facts.groups, plan)
+        if heir_of is None:
+            return prune(self.model, widths, scores, self.example, grams=self.grams)
+        before = widths_after(self.facts.groups, heir_of.plan)
+        ancestor = prune(self.model, before, scores, self.example)
+        ancestor.load_state_dict(load_state(heir_of.weights))
+        if before == widths:
+            return ancestor
+        grams = input_grams(ancestor, self.exporter.samples) if self.grams is not None else None
+        return prune(ancestor, widths, kept_scores(scores, before), self.example, grams=grams)
 
     def scores(self, criterion: Importance) -> dict[str, Tensor]:
         """Importance of every channel by `criterion`, computed on first use."""
@@ -83,6 +108,37 @@ class Task:
                 seed=self.source.config.search.seed,
             )
         return self._scores[criterion]
+
+    @torch.no_grad()
+    def glance(self, network: nn.Module) -> float:
+        """About how much of the metric a network in training loses, on a part of the validation data, in torch.
+
+        Only good for deciding whether to go on; what is reported is measured on the file.
+        """
+        few = Split(
+            inputs=tuple(t[:_GLANCED] for t in self.splits.val.inputs), targets=self.splits.val.targets[:_GLANCED]
+        )
+        targets = few.targets.numpy()
+        if self._teacher_value is None:
+            assert self.outputs.teacher is not None
+            self._teacher_value = self._value(self.outputs.teacher, few, targets)
+        value = self._value(network.eval(), few, targets)
+        network.train()
+        return drop(self.metric, self._teacher_value, value)
+
+    def damage(self, network: nn.Module) -> float:
+        """Share of samples on which an untrained network disagrees with the teacher.
+
+        Its batch norms are re-estimated, in place.
+        """
+        samples = self.exporter.samples
+        if self._teacher_outputs is None:
+            with torch.no_grad():
+                self._teacher_outputs = self.model(*samples).float()
+        return disagreement(reestimate_(network, samples), samples, self._teacher_outputs)
+
+    def _value(self, network: nn.Module, split: Split, targets: Any) -> float:
+        return self.metric(evaluate_in_torch(network, split, self.trainer).cpu().numpy(), targets)
 
     def quality(self, artifact: Path, split: Split) -> float:
         """The metric of a file on a split, computed by the runtime."""
@@ -127,14 +183,17 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     task = Task(
         source=source, model=model, splits=splits, metric=metric, trainer=trainer, outputs=outputs, facts=facts,
         device=device, exporter=exporter, baseline=known or _no_baseline(metric),
-        grams=input_grams(model, samples),
+        grams=None if "compensation" in config.search.without else input_grams(model, samples),
     )  # fmt: skip
     if known is None:
         task.baseline = _measure_baseline(task)
     clock.lap("baseline")
+    sensitivity = _sensitivity(task, report) if config.search.sampler == "front" else None
+    clock.lap("profile")
     sizes = {name: len(split) for name, split in splits.items()}
     prepared = Prepared(
         facts=facts, baseline=task.baseline, data_sizes=sizes, durations_s=clock.seconds,
+        sensitivity=sensitivity,
         direction=metric.direction, device_description=device.facts.description,
     )  # fmt: skip
     return task, prepared
@@ -266,7 +325,16 @@ def _find_facts(model: nn.Module, example: tuple[Tensor, ...], config: StudyConf
     layers, unquantized = find_layers(model, skip=config.space.skip)
     groups, unpruned = find_groups(model, example, round_to=config.space.round_to, skip=config.space.skip)
     group_of = {layer: g.name for g in groups for layer in g.layers}
-    named = tuple(replace(layer, group=group_of.get(layer.name)) for layer in layers)
+    sources, positions = input_sources(model, example, groups), output_positions(model, example)
+    named = tuple(
+        replace(
+            layer,
+            group=group_of.get(layer.name),
+            sources=sources.get(layer.name, {}),
+            positions=positions.get(layer.name, 1),
+        )
+        for layer in layers
+    )
     return ModelFacts(layers=named, groups=tuple(groups), skips=(*unquantized, *unpruned), notes=tuple(notes))
 
 
@@ -289,6 +357,47 @@ def _measure_baseline(task: Task) -> Baseline:
 
 def _no_baseline(metric: Metric) -> Baseline:
     return Baseline(metric=metric.name, val=0.0, test=None, size_bytes=1, latency_ms=1.0, params=0, macs=0, artifact="")
+
+
+def _sensitivity(task: Task, report: Report) -> Sensitivity:
+    """Measured once per model and data, and kept in the workspace for every later study."""
+    config = task.source.config
+    digest = _profile_digest(task)
+    path = task.source.workspace / "profiles" / f"{digest}.json"
+    if path.exists():
+        return Sensitivity.from_dict(json.loads(path.read_text()))
+    low = [bits for bits in config.space.weight_bits if bits < 8]
+
+    def narrow(widths: dict[str, int]) -> nn.Module:
+        scores = task.scores(config.space.importance[0])
+        return prune(task.model, widths, scores, task.example, grams=task.grams)
+
+    found = measure_sensitivity(
+        task.model,
+        task.facts,
+        _spread(task.splits.train, _PROFILED),
+        narrow,
+        low_bits=sorted(low)[:2],
+        seconds=_PROFILE_SHARE * task.source.budget_s,
+        report=report,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(found.to_dict()))
+    unfinished.replace(path)
+    return found
+
+
+def _profile_digest(task: Task) -> str:
+    """Of everything that a sensitivity depends on, the time allowed for it included."""
+    digest = hashlib.sha256(data_digest(task.splits).encode())
+    for name, tensor in task.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    config = task.source.config
+    asked = [config.space.model_dump(mode="json"), "compensation" in config.search.without]
+    digest.update(json.dumps([*asked, round(_PROFILE_SHARE * task.source.budget_s)], sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def _spread(split: Split, count: int) -> tuple[Tensor, ...]:

@@ -9,7 +9,8 @@ from autocompress.config import StudyConfig
 from autocompress.front.hypervolume import Direction
 from autocompress.plan import CompressionPlan
 from autocompress.records import Baseline, Latency, ModelFacts
-from autocompress.search.stopping import Constraints, Rival
+from autocompress.search.sensitivity import Sensitivity
+from autocompress.search.stopping import Constraints, Rival, Rung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class Prepared:
     baseline: Baseline
     data_sizes: dict[str, int]
     durations_s: dict[str, float]
+    sensitivity: Sensitivity | None
     direction: Direction
     device_description: str
 
@@ -54,7 +56,9 @@ class Request:
         train_s: seconds of training; `deadline`: monotonic seconds at which the trial must be over.
         rivals: every trained trial so far.
         latency: of this structure, if it was measured before.
-        continue_from: trial whose float weights are trained on; None starts from the teacher's.
+        parent: trial whose float weights are cut further and trained on, and its plan; None starts from the teacher's.
+        seen: samples that the parent was trained on.
+        rung: when to look whether the training is worth its end; None: never.
         anchor: evaluated whatever the stop rule says.
     """
 
@@ -66,7 +70,10 @@ class Request:
     rivals: tuple[Rival, ...] = ()
     constraints: Constraints = field(default_factory=Constraints)
     latency: Latency | None = None
-    continue_from: int | None = None
+    parent: int | None = None
+    parent_plan: CompressionPlan | None = None
+    seen: int = 0
+    rung: Rung | None = None
     anchor: bool = False
 
 

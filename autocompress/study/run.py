@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import platform
 import re
 import shutil
@@ -34,7 +35,10 @@ from autocompress.records import (
     TrialRecord,
     TrialState,
 )
-from autocompress.search.stopping import Constraints, Rival
+from autocompress.search.front_sampler import Reference
+from autocompress.search.inherit import choose_parent
+from autocompress.search.sampler import make_sampler
+from autocompress.search.stopping import Constraints, Rival, Rung, learn_rung
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
 from autocompress.study.finalise import finalise
@@ -250,6 +254,7 @@ class Driver:
             raise RuntimeError(str(error)) from error
         self.baseline, self.direction = prepared.baseline, prepared.direction
         self.data_sizes: dict[str, int] = prepared.data_sizes
+        self.sensitivity = prepared.sensitivity
         self.space = SearchSpace(config=self.config.space, facts=prepared.facts)
         if record.baseline is not None:
             return
@@ -265,13 +270,36 @@ class Driver:
 
     def _open_ledger(self) -> None:
         known = self.trials
-        self.ledger = Ledger(self.store, self.config, self.space, known, direction=self.direction)
+        self.ledger = Ledger(
+            self.store, self.config, self.space, known, direction=self.direction, sampler=self._sampler(len(known))
+        )
         for lost in self.ledger.reconcile(known):
             self.store.add_trial(self.config.name, lost)
             self.trials.append(lost)
         if not known:
             facts = self.space.facts
             self.finish(_baseline_trial(self.baseline, facts, self.store.workspace))
+
+    def _sampler(self, known: int) -> Any:
+        search, baseline = self.config.search, self.baseline
+        reference = Reference(
+            metric=baseline.val,
+            size_bytes=baseline.size_bytes,
+            latency_ms=baseline.latency_ms,
+            direction=self.direction,
+            objectives=search.objectives,
+            noise=_noise(baseline.val, min(self.data_sizes["val"], self.config.data.max_val)),
+            train_s=self.schedule.train_s,
+        )
+        return make_sampler(
+            search.sampler,
+            self.space,
+            sensitivity=self.sensitivity,
+            reference=reference,
+            constraints=self.constraints,
+            seed=search.seed + 1000 * known,  # a resumed study draws from another stream, or it would repeat itself
+            without=search.without,
+        )
 
     def _search(self) -> None:
         for title, plan in itertools.chain(self.space.references(), self._sweep()):
@@ -280,10 +308,23 @@ class Driver:
             if not self._has_time():
                 return
             self.say(title)
-            self.evaluate(plan, origin="anchor", anchor=True)
-        while self._has_time():
+            self.evaluate(plan, origin="anchor", anchor=True, parent=self._parent(plan))
+        while self.config.search.sampler != "sweep" and self._has_time():
             asked = self.ledger.ask()
-            self.evaluate(self.space.decode(asked.params), origin="search", asked=asked)
+            plan = self.space.decode(asked.params)
+            self.evaluate(plan, origin="search", asked=asked, parent=self._parent(plan))
+
+    def _parent(self, plan: CompressionPlan) -> TrialRecord | None:
+        return None if self._leaves_out("inherit") else choose_parent(plan, self.trials)
+
+    def _rung(self) -> Rung | None:
+        if self._leaves_out("ladder"):
+            return None
+        drops = {r.trial: r.drop for r in self.rivals()}
+        return learn_rung([(t.rung_drop, drops[t.trial]) for t in self.trials if t.rung_drop and t.trial in drops])
+
+    def _leaves_out(self, part: str) -> bool:
+        return part in self.config.search.without
 
     def _sweep(self) -> Iterator[tuple[str, CompressionPlan]]:
         """The uniform sweep, each prune ratio with the activations that are faster on the device.
@@ -291,7 +332,8 @@ class Driver:
         On some processors a pruned network is slower in integers than in floats, so this is not guessed.
         """
         faster: dict[tuple[float, ...], str] = {}
-        for plans in zip(self.space.sweep("float"), self.space.sweep("uint8"), strict=True):
+        count = self.config.search.sweep
+        for plans in zip(self.space.sweep("float", count), self.space.sweep("uint8", count), strict=True):
             widths = tuple(plans[0][1].prune_ratio.values())
             if widths not in faster:
                 if not self._has_time():
@@ -337,7 +379,7 @@ class Driver:
         asked: Any = None,
         train_s: float | None = None,
         deadline: float | None = None,
-        continue_from: int | None = None,
+        parent: TrialRecord | None = None,
     ) -> TrialRecord:
         """Have the worker run one plan and store what came of it."""
         number = self.ledger.next_number if asked is None else asked.number
@@ -345,10 +387,12 @@ class Driver:
         deadline = deadline or self.search_end
         request = Request(
             trial=number, plan=plan, origin=origin, train_s=train_s, deadline=deadline,
-            rivals=tuple(self.rivals()), constraints=self.constraints, anchor=anchor, continue_from=continue_from,
+            rivals=tuple(self.rivals()), constraints=self.constraints, anchor=anchor or self._leaves_out("stop"),
+            rung=self._rung(), parent=parent.trial if parent else None, parent_plan=parent.plan if parent else None,
+            seen=parent.trained_samples if parent else 0,
             latency=self.store.latency(self.config.name, plan.structure_key()),
         )  # fmt: skip
-        failed = TrialRecord(trial=number, state=TrialState.FAILED, plan=plan, origin=origin, parent=continue_from)
+        failed = TrialRecord(trial=number, state=TrialState.FAILED, plan=plan, origin=origin, parent=request.parent)
         try:
             self.ensure_worker()
             kill_at = min(self.end + _GRACE_S, time.monotonic() + 3 * train_s + 60)
@@ -357,6 +401,9 @@ class Driver:
             record = replace(failed, reason=str(error))
         except WorkerBug as error:
             record = replace(failed, reason=f"internal error: {str(error).strip().splitlines()[-1]}")
+        if record.state is TrialState.COMPLETE:
+            own = record.durations_s.get("train", 0.0)
+            record = replace(record, trained_s=own + (parent.trained_s if parent else 0.0))
         return self.finish(record, asked)
 
     def ensure_worker(self) -> None:
@@ -366,7 +413,8 @@ class Driver:
 
     def finish(self, record: TrialRecord, asked: Any = None) -> TrialRecord:
         """Write a trial that ended: our record first, then Optuna's (`asked`: the one it was asked for as)."""
-        record = replace(record, spent_s=self.spent_s)
+        belief = self.ledger.belief(asked) if asked is not None else {}
+        record = replace(record, spent_s=self.spent_s, belief=belief)
         name, measured = self.config.name, record.measurement
         self.store.add_trial(name, record)
         if measured is not None and record.origin != "baseline":
@@ -463,6 +511,12 @@ class Driver:
         self.store.tick(self.config.name, self.spent_s)
         if self.store.cancel_requested(self.config.name):
             raise Cancelled
+
+
+def _noise(value: float, samples: int) -> float:
+    """Standard deviation of a drop between two networks that mostly err on the same samples."""
+    share = min(max(value, 0.0), 1.0)
+    return max(0.5 * math.sqrt(2 * share * (1 - share) / max(1, samples)), 1e-4)
 
 
 def _baseline_trial(baseline: Any, facts: ModelFacts, workspace: Path) -> TrialRecord:

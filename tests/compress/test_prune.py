@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.prune import prune, remove_channels_
+from autocompress.compress.prune import kept_scores, prune, remove_channels_
 from autocompress.plan import CompressionPlan
 from autocompress.space.groups import find_groups
-from autocompress.space.search_space import width_after
+from autocompress.space.search_space import width_after, widths_after
 from autocompress.zoo.models import resnet20
 
 EXAMPLE = (torch.zeros(2, 1, 8, 8),)
@@ -21,9 +21,8 @@ def _rising(groups):
 
 
 def test_a_residual_pair_loses_the_same_channels(tiny_model):
-    groups, _ = find_groups(tiny_model, EXAMPLE)
     scores = {"conv1": torch.tensor([0.0, 9, 1, 8, 2, 7, 3, 6])}
-    pruned = prune(tiny_model, CompressionPlan(prune_ratio={"conv1": 0.5}), groups, scores, EXAMPLE)
+    pruned = prune(tiny_model, {"conv1": 4}, scores, EXAMPLE)
     kept = [1, 3, 5, 7]
     assert pruned.conv1.weight.shape == (4, 1, 3, 3)
     assert torch.equal(pruned.conv1.weight, tiny_model.conv1.weight[kept])
@@ -46,9 +45,8 @@ def test_channels_that_do_nothing_can_go_without_changing_the_output(tiny_model)
     assert tiny_model.conv2.weight.shape == (6, 6, 3, 3)
 
 
-def test_an_empty_plan_is_a_copy(tiny_model):
-    groups, _ = find_groups(tiny_model, EXAMPLE)
-    copied = prune(tiny_model, CompressionPlan(), groups, {}, EXAMPLE)
+def test_no_widths_is_a_copy(tiny_model):
+    copied = prune(tiny_model, {}, {}, EXAMPLE)
     assert copied is not tiny_model
     assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), tiny_model.parameters(), strict=True))
 
@@ -56,7 +54,7 @@ def test_an_empty_plan_is_a_copy(tiny_model):
 def test_an_unknown_group_is_refused_with_the_known_ones(tiny_model):
     groups, _ = find_groups(tiny_model, EXAMPLE)
     with pytest.raises(ValueError, match="'conv2', which is not a group; known are conv1"):
-        prune(tiny_model, CompressionPlan(prune_ratio={"conv2": 0.5}), groups, _rising(groups), EXAMPLE)
+        prune(tiny_model, {"conv2": 4}, _rising(groups), EXAMPLE)
 
 
 class _Grouped(nn.Sequential):
@@ -101,7 +99,7 @@ def test_real_widths_are_the_promised_ones_for_every_group_alone_and_for_all(fac
     assert groups
     for chosen in [groups, *([g] for g in groups[:4])]:
         plan = CompressionPlan(prune_ratio={g.name: ratio for g in chosen})
-        pruned = prune(model, plan, groups, _rising(groups), IMAGES)
+        pruned = prune(model, widths_after(groups, plan), _rising(groups), IMAGES)
         for group in groups:
             promised = width_after(group, plan.prune_ratio.get(group.name, 0.0))
             for layer in group.layers:
@@ -113,7 +111,7 @@ def test_coupled_layers_share_one_ratio():
     model = resnet20().eval()
     groups, _ = find_groups(model, IMAGES)
     stream = next(g for g in groups if g.name == "conv1")
-    pruned = prune(model, CompressionPlan(prune_ratio={"conv1": 0.25}), groups, _rising(groups), IMAGES)
+    pruned = prune(model, widths_after(groups, CompressionPlan(prune_ratio={"conv1": 0.25})), _rising(groups), IMAGES)
     assert stream.layers == ("conv1", "layers.0.conv2", "layers.1.conv2", "layers.2.conv2")
     assert {pruned.get_submodule(n).out_channels for n in stream.layers} == {12}
     assert pruned.layers[3].conv1.in_channels == 12
@@ -126,3 +124,26 @@ def test_blocks_lose_the_same_places():
     remove_channels_(model, (torch.zeros(2, 1, 2, 2),), {"0": [1, 5]})
     assert model[0].weight.flatten().tolist() == [0, 2, 3, 4, 6, 7]
     assert model[1].num_channels == 6
+
+
+def test_scores_of_what_is_left_keep_their_order():
+    scores = {"a": torch.tensor([3.0, 1.0, 2.0]), "b": torch.tensor([5.0, 4.0])}
+    left = kept_scores(scores, {"a": 2})
+    assert left["a"].tolist() == [3.0, 2.0]
+    assert left["b"].tolist() == [5.0, 4.0]
+
+
+def test_pruning_in_two_steps_keeps_the_same_channels_as_in_one():
+    model = resnet20(1, width=8).eval()
+    groups, _ = find_groups(model, EXAMPLE)
+    scores = {g.name: torch.rand(g.channels, generator=torch.Generator().manual_seed(1)) for g in groups}
+    half = {g.name: g.channels - g.granule for g in groups}
+    less = {g.name: max(g.granule, g.channels - 2 * g.granule) for g in groups}
+    once = prune(model, less, scores, EXAMPLE)
+    twice = prune(prune(model, half, scores, EXAMPLE), less, kept_scores(scores, half), EXAMPLE)
+    assert all(torch.equal(a, b) for a, b in zip(once.parameters(), twice.parameters(), strict=True))
+
+
+def test_more_channels_than_there_are_cannot_be_kept(tiny_model):
+    with pytest.raises(ValueError, match="'conv1' has 8 channels left and cannot keep 9"):
+        prune(tiny_model, {"conv1": 9}, {"conv1": torch.arange(8.0)}, EXAMPLE)

@@ -12,7 +12,9 @@ from optuna.trial import TrialState
 from autocompress.config import SAMPLERS, SpaceConfig
 from autocompress.plan import CompressionPlan
 from autocompress.records import GroupFacts, LayerFacts, ModelFacts
-from autocompress.search.sampler import distributions, make_sampler
+from autocompress.search.front_sampler import Reference
+from autocompress.search.ranges import distributions
+from autocompress.search.sampler import make_sampler
 from autocompress.space.search_space import SearchSpace, snap
 
 FACTS = ModelFacts(
@@ -25,6 +27,7 @@ FACTS = ModelFacts(
     ),
 )
 CONFIG = SpaceConfig(importance=("l1", "taylor"), distill_weight=(0.9, 0.5), max_prune_ratio=0.7)
+REFERENCE = Reference(metric=0.95, size_bytes=1000, latency_ms=1.0)
 SPACE = SearchSpace(config=CONFIG, facts=FACTS)
 
 
@@ -38,7 +41,7 @@ class TestSampler:
     def open(self, name: str, *, seed: int = 0) -> optuna.Study:
         return optuna.create_study(
             study_name="s", storage=self.url, directions=["maximize", "minimize", "minimize"],
-            sampler=make_sampler(name, SPACE, seed=seed), load_if_exists=True,
+            sampler=make_sampler(name, SPACE, seed=seed, reference=REFERENCE), load_if_exists=True,
         )  # fmt: skip
 
     def ask(self, study: optuna.Study) -> tuple[optuna.Trial, CompressionPlan]:

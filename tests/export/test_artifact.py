@@ -23,6 +23,7 @@ from autocompress.export.check import check_artifact
 from autocompress.export.fold import fold
 from autocompress.plan import CompressionPlan
 from autocompress.space.groups import find_groups
+from autocompress.space.search_space import widths_after
 
 LAYERS = ("conv1", "conv2", "fc")
 
@@ -133,7 +134,7 @@ def test_a_pruned_network_goes_through_without_another_trace(exporter, dense, ac
     plan = CompressionPlan(
         prune_ratio={"conv1": 0.5}, weight_bits=dict.fromkeys(LAYERS, 4), activations=activations
     )  # fmt: skip
-    narrow = prune(dense, plan, groups, {"conv1": torch.arange(16.0)}, example)
+    narrow = prune(dense, widths_after(groups, plan), {"conv1": torch.arange(16.0)}, example)
     network, integers = _rounded(narrow, plan)
     data = emit(exporter, network, plan, integers, trained=True)
     distance = check_artifact(data, network, (_samples(9),), exact=activations == "float")

@@ -18,7 +18,7 @@ from autocompress.export.check import check_artifact
 from autocompress.plan import CompressionPlan
 from autocompress.space.groups import find_groups
 from autocompress.space.layers import find_layers
-from autocompress.space.search_space import width_after
+from autocompress.space.search_space import width_after, widths_after
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def _compressed_sizes(model: nn.Module, samples: tuple[Tensor, ...], groups_expe
             weight_bits={n.name: bits for n in layers},
             activations=activations,  # type: ignore[arg-type]
         )
-        network = prune(model, plan, groups, scores, example)
+        network = prune(model, widths_after(groups, plan), scores, example)
         for group in groups:
             for layer in group.layers:
                 assert network.get_submodule(layer).weight.shape[0] == width_after(group, ratio), layer

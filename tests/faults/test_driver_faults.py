@@ -41,7 +41,7 @@ class Script:
         path.write_bytes(b"onnx")
         return Prepared(
             facts=FACTS, baseline=BASELINE, data_sizes={"train": 10, "val": 10, "test": 10}, durations_s={"setup": 0.1},
-            direction="maximize", device_description="a stand-in",
+            direction="maximize", device_description="a stand-in", sensitivity=None,
         )  # fmt: skip
 
     def complete(self, request) -> TrialRecord:

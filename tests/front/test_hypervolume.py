@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.front.hypervolume import contributions, gain, hypervolume, metric_drop
+from autocompress.front.hypervolume import contributions, expected_gain, gain, hypervolume, metric_drop
 
 grid = st.sampled_from([-0.2, 0.0, 0.2, 0.4, 0.6, 1.0, 1.3])
 clouds = st.lists(st.tuples(grid, grid, grid), max_size=8).map(
@@ -113,3 +113,26 @@ def test_the_drop_of_a_minimised_metric_is_its_relative_increase() -> None:
 def test_an_unknown_direction_is_refused() -> None:
     with pytest.raises(ValueError, match="direction"):
         metric_drop(1.0, 1.0, direction="up")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_the_expected_gain_is_that_of_many_draws(count):
+    generator = np.random.default_rng(count)
+    front = generator.uniform(0, 1, (count, 3)) * [0.06, 1, 1]
+    mean, sd = generator.uniform(-0.01, 0.05, 5), generator.uniform(0.001, 0.02, 5)
+    cheap = generator.uniform(0, 1, (5, 2))
+    exact = expected_gain(mean, sd, cheap, front)
+    for index in range(5):
+        draws = generator.normal(mean[index], sd[index], 3000)
+        gains = np.array([gain((d, *cheap[index]), front) for d in draws])
+        assert exact[index] == pytest.approx(gains.mean(), abs=4 * gains.std() / np.sqrt(len(draws)) + 1e-9)
+
+
+def test_the_expected_gain_of_a_certain_drop_is_the_gain():
+    front = [(0.01, 0.5, 0.5), (0.02, 0.2, 0.6)]
+    certain = expected_gain([0.015], [1e-9], [(0.3, 0.4)], front)
+    assert certain[0] == pytest.approx(gain((0.015, 0.3, 0.4), front))
+
+
+def test_a_candidate_beyond_the_reference_gains_nothing():
+    assert expected_gain([0.0], [0.01], [(1.0, 0.5)], []).tolist() == [0.0]

@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from autocompress.plan import CompressionPlan, DistillPlan
-from autocompress.search.stopping import MARGIN, MIN_GAIN, Constraints, Rival, Verdict, judge, optimistic_drop
+from autocompress.search.stopping import (
+    LONGER,
+    MARGIN,
+    MIN_GAIN,
+    Constraints,
+    Rival,
+    Rung,
+    Verdict,
+    hopeless,
+    judge,
+    learn_rung,
+    optimistic_drop,
+)
 
 
 def plan(ratio: float = 0.5, bits: int = 8, **fields: object) -> CompressionPlan:
@@ -30,13 +42,13 @@ def test_without_a_rival_no_loss_is_hoped_for():
 
 
 def test_a_plan_cannot_hope_for_more_than_a_less_compressed_one_but_for_the_margin():
-    assert optimistic_drop(plan(0.5), [rival(1, plan(0.25), 0.03)]) == pytest.approx(0.03 - MARGIN)
-    assert optimistic_drop(plan(0.5), [rival(1, plan(0.5, 32), 0.03)]) == pytest.approx(0.03 - MARGIN)
+    assert optimistic_drop(plan(0.5), [rival(1, plan(0.25), 0.03)]) == pytest.approx(LONGER * 0.03 - MARGIN)
+    assert optimistic_drop(plan(0.5), [rival(1, plan(0.5, 32), 0.03)]) == pytest.approx(LONGER * 0.03 - MARGIN)
 
 
 def test_the_worst_of_several_less_compressed_plans_bounds_the_hope():
     rivals = [rival(1, plan(0.25), 0.01), rival(2, plan(0.375), 0.04), rival(3, plan(0.0), 0.02)]
-    assert optimistic_drop(plan(0.5), rivals) == pytest.approx(0.04 - MARGIN)
+    assert optimistic_drop(plan(0.5), rivals) == pytest.approx(LONGER * 0.04 - MARGIN)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +90,7 @@ def test_a_plan_that_needs_no_training_is_always_looked_at():
 
 
 def test_a_drop_that_less_compressed_plans_have_already_is_more_than_allowed():
-    rivals = [rival(1, plan(0.25), 0.03)]
+    rivals = [rival(1, plan(0.25), 0.06)]
     refused = verdict(plan(0.5), rivals, max_drop=0.02)
     assert refused == Verdict(train=False, reason="less compressed plans already lose 0.0250, more than allowed")
     assert verdict(plan(0.5), rivals, max_drop=0.03).train
@@ -92,7 +104,7 @@ def test_a_plan_whose_best_case_is_dominated_is_stopped():
 
 
 def test_the_reason_names_the_drop_that_was_hoped_for():
-    rivals = [rival(1, plan(0.25), 0.03), rival(2, plan(0.75), 0.01, size=0.2, latency=0.2)]
+    rivals = [rival(1, plan(0.25), 0.06), rival(2, plan(0.75), 0.01, size=0.2, latency=0.2)]
     assert verdict(plan(0.5), rivals).reason == "even at a drop of 0.0250 it would not enter the front"
 
 
@@ -102,3 +114,26 @@ def test_a_gain_below_the_noise_of_a_latency_is_no_gain():
     step = MIN_GAIN / 0.75
     assert not verdict(plan(0.5), others, size=0.25 - 0.9 * step).train
     assert verdict(plan(0.5), others, size=0.25 - 1.1 * step).train
+
+
+def test_a_rung_stops_nothing_before_a_few_trials_were_trained_to_their_end():
+    assert learn_rung([(0.1, 0.05)] * 3).hope == 0
+    assert hopeless(0.9, Rung(), cheap=(0.5, 0.5), rivals=[rival(1, plan(), 0.0)]) == ""
+
+
+def test_the_hope_at_a_rung_is_what_an_optimist_makes_of_earlier_trials():
+    """Shares left: 0.4, 0.6, 0.4, 0.6; mean 0.5, standard deviation 0.11547."""
+    seen = [(0.1, 0.04), (0.1, 0.06), (0.2, 0.08), (0.05, 0.03)]
+    assert learn_rung(seen).hope == pytest.approx(0.5 - 1.64 * 0.11547, abs=1e-4)
+
+
+def test_drops_within_the_margin_say_nothing_at_a_rung():
+    assert learn_rung([(MARGIN / 2, 0.0)] * 9).hope == 0
+
+
+def test_a_training_that_cannot_reach_the_front_ends_at_its_rung():
+    front = [rival(1, plan(), 0.01, size=0.2, latency=0.2)]
+    rung = Rung(hope=0.5)
+    assert "would not enter the front" in hopeless(0.1, rung, cheap=(0.3, 0.3), rivals=front)
+    assert hopeless(0.02, rung, cheap=(0.3, 0.3), rivals=front) == "", "half of it less the margin is better than 0.01"
+    assert hopeless(0.1, rung, cheap=(0.1, 0.3), rivals=front) == "", "it is smaller than all of the front"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.space import groups as groups_module
-from autocompress.space.groups import find_groups, granule_for
+from autocompress.space.groups import find_groups, granule_for, input_sources
 from autocompress.zoo.models import resnet20
 
 IMAGES = (torch.zeros(2, 3, 16, 16),)
@@ -138,3 +138,14 @@ def test_a_forward_that_cannot_be_followed_is_one_skip_for_the_whole_model():
     assert groups == []
     assert [s.name for s in skips] == ["(whole model)"]
     assert "no input is good enough" in skips[0].reason
+
+
+def test_sources_say_how_many_inputs_go_with_a_channel():
+    """One per channel in a chain, four behind a 2x2 image that is flattened, none into a depthwise layer."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 32, 1),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10),
+    ).eval()  # fmt: skip
+    example = (torch.zeros(2, 1, 8, 8),)
+    groups, _ = find_groups(model, example)
+    assert input_sources(model, example, groups) == {"3": {"0": 1.0}, "6": {"3": 4.0}}

@@ -12,6 +12,7 @@ from optuna.trial import TrialState as OptunaState
 from autocompress.config import StudyConfig, load_config
 from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
+from autocompress.search.knob_sampler import KnobSampler
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.ledger import Ledger
 from autocompress.study.store import StudyStore
@@ -37,7 +38,13 @@ def store(tmp_path):
 @pytest.fixture
 def reopen(store, config, space):
     """The ledger as a new process finds it, given what our tables hold."""
-    return lambda: Ledger(store, config, space, store.trials("digits"), direction="maximize")
+
+    def open_ledger() -> Ledger:
+        known = store.trials("digits")
+        sampler = KnobSampler(space, inner=optuna.samplers.TPESampler(seed=len(known)), seed=len(known))
+        return Ledger(store, config, space, known, direction="maximize", sampler=sampler)
+
+    return open_ledger
 
 
 def finish(store: StudyStore, ledger: Ledger, record: TrialRecord, asked: optuna.Trial | None = None) -> None:
@@ -165,7 +172,8 @@ def test_two_objectives_leave_the_third_out(tmp_path):
     config = load_config({"search": {"objectives": ["accuracy", "latency"]}}, name="digits")
     with StudyStore(tmp_path) as store:
         store.create(example_record(objectives=("accuracy", "latency")))
-        ledger = Ledger(store, config, SearchSpace(config=config.space, facts=FACTS), [], direction="minimize")
+        space = SearchSpace(config=config.space, facts=FACTS)
+        ledger = Ledger(store, config, space, [], direction="minimize", sampler=optuna.samplers.RandomSampler())
         finish(store, ledger, example_trial(0, 0.98, 1000, 1.0, origin="baseline", plan=CompressionPlan()))
         (trial,) = optuna_trials(store)
         assert trial.values == [0.98, pytest.approx(0.3)]

@@ -1,0 +1,135 @@
+"""Predicts bytes and time of a plan's artifact: arithmetic for the bytes, a learned table for the time.
+
+Both are only used to propose; what is reported was weighed and timed. Every file that was timed
+corrects the table, so it is about right where the search is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autocompress.plan import ACTIVATIONS
+from autocompress.search.options import Candidates, Floats, Options
+from autocompress.search.surrogate import LinearBelief
+
+LANES = 8  # channels that cost as much as one; what a vector unit takes at once
+_DEPTHWISE = 4.0  # a depthwise multiply-accumulate costs about this many dense ones
+_SHARES = np.array([0.3, 0.5, 0.2])  # of the dense network's time at first believed: fixed, multiplying, moving
+_SHARES_SD = np.array([0.3, 0.4, 0.2])
+_INT8_SPEED = 0.7  # time in integers over time in float, before any was timed
+_OWN_WAY = 0.5  # sd of a layer's share, relative to what the work says
+_NOISE = 0.015  # of a measured ratio, relative
+_GRAPH_BYTES, _LAST = 6000.0, 50  # of a file before any was weighed; files that the mean is taken over
+_WORD = {2: 32, 3: 21}  # integers in each 8 bytes
+
+
+class SizeModel:
+    """Bytes of an artifact: its weights in their bits, 4 bytes of bias and scale per output, and what the graph takes.
+
+    Args:
+        options: of the space.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._extra: dict[int, list[float]] = {}
+
+    def predict(self, candidates: Candidates) -> Floats:
+        """Bytes, [n]."""
+        known = np.array([np.mean(self._extra.get(k, self._any())) for k in range(len(ACTIVATIONS))])
+        total: Floats = self._weights(candidates) + known[candidates.activations]
+        return total
+
+    def observe(self, candidates: Candidates, size_bytes: Floats) -> None:
+        """Learn what the graph takes from files of known size, [n]."""
+        rest = size_bytes - self._weights(candidates)
+        for kind, extra in zip(candidates.activations.tolist(), rest.tolist(), strict=True):
+            self._extra.setdefault(kind, []).append(extra)
+            del self._extra[kind][:-_LAST]
+
+    def _weights(self, candidates: Candidates) -> Floats:
+        outputs, inputs = self._options.shapes(candidates.width)
+        bits = self._options.bits[candidates.bits]
+        weights = stored_bytes(outputs * inputs * self._options.taps, bits)
+        total: Floats = weights.sum(1) + (4 * outputs * (1 + (bits <= 8))).sum(1)
+        return total
+
+    def _any(self) -> list[float]:
+        return next(iter(self._extra.values()), [_GRAPH_BYTES])
+
+
+def stored_bytes(count: Floats, bits: np.ndarray) -> Floats:
+    """Bytes that `count` weights take in the file: whole words of 8 bytes at 2 and 3 bits."""
+    plain: Floats = np.ceil(count * bits / 8)
+    for width, per_word in _WORD.items():
+        plain = np.where(bits == width, 8 * np.ceil(count / per_word), plain)
+    return plain
+
+
+class LatencyModel:
+    """Latency ratio to the baseline as a sum over layers of what multiplying and moving data takes, per activations.
+
+    A Bayesian linear model: the prior splits the dense network's time by multiply-accumulates, every
+    timed file corrects it. Channels count in whole vectors of `LANES`.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        dense = _work(options, options.out_dense[None], options.in_dense[None])
+        self._dense = np.concatenate([part[0] for part in dense])
+        self._layers = len(options.taps)
+        self._shares = np.concatenate([part[0] / max(part[0].sum(), 1e-9) for part in dense])
+        scale = np.repeat(_SHARES[1:], self._layers)
+        mean = np.concatenate([_SHARES, np.zeros(2 * self._layers)])
+        sd = np.concatenate([_SHARES_SD, _OWN_WAY * scale * self._shares])
+        self._beliefs = [LinearBelief(mean * speed, sd * speed) for speed in (1.0, _INT8_SPEED)]
+
+    def predict(self, candidates: Candidates) -> Floats:
+        """Ratio to the baseline's latency, [n]."""
+        features = self._features(*self._options.shapes(candidates.width))
+        ratios = np.zeros(len(candidates))
+        for kind, belief in enumerate(self._beliefs):
+            rows = candidates.activations == kind
+            ratios[rows] = belief.mean_of(features[rows])
+        return np.maximum(ratios, 0.02)
+
+    def observe(self, candidates: Candidates, ratios: Floats) -> None:
+        """Learn from timed files."""
+        features = self._features(*self._options.shapes(candidates.width))
+        for row, ratio in enumerate(ratios.tolist()):
+            self._beliefs[int(candidates.activations[row])].observe(features[row], ratio, _NOISE * ratio)
+
+    def layer_shares(self, kind: int) -> tuple[Floats, Floats]:
+        """What multiplying and moving cost per unit of `work`, each [layers], never negative."""
+        theta = self._beliefs[kind].mean
+        scale = np.repeat(theta[1:3], self._layers)
+        weights = np.maximum(scale * self._shares + theta[3:], 0.0) / np.maximum(self._dense, 1e-12)
+        return weights[: self._layers], weights[self._layers :]
+
+    def _features(self, outputs: Floats, inputs: Floats) -> Floats:
+        """1, both kinds of work in units of the dense network's, and the same for each layer, [n, 3 + 2 layers]."""
+        parts = np.concatenate(_work(self._options, outputs, inputs), axis=1) / np.maximum(self._dense, 1e-12)
+        weighted = parts * self._shares
+        sums = [np.ones(len(parts)), weighted[:, : self._layers].sum(1), weighted[:, self._layers :].sum(1)]
+        return np.concatenate([np.stack(sums, axis=1), parts], axis=1)
+
+
+def _work(options: Options, outputs: Floats, inputs: Floats) -> tuple[Floats, Floats]:
+    """(multiplications, elements written) of each layer in whole vectors, each [n, layers]."""
+    return (
+        multiplications(options, outputs, inputs),
+        options.positions * in_vectors(outputs),
+    )
+
+
+def multiplications(options: Options, outputs: Floats, inputs: Floats) -> Floats:
+    """Multiply-accumulates of layers, [..., layers], with channels rounded up to whole vectors."""
+    per_output = np.where(options.depthwise, _DEPTHWISE, in_vectors(inputs, 4))
+    work: Floats = options.positions * options.taps * per_output * in_vectors(outputs)
+    return work
+
+
+def in_vectors(channels: Floats, lanes: int = LANES) -> Floats:
+    """Channels rounded up to a multiple of `lanes`."""
+    rounded: Floats = lanes * np.ceil(channels / lanes)
+    return rounded

@@ -1,0 +1,304 @@
+"""Proposes the plan that is expected to add most to the front, as an Optuna sampler.
+
+    prices -> solver -> whole plans -> cost models and surrogate -> expected hypervolume gain -> the best one
+
+Size and latency of a plan are predicted almost exactly, so only its accuracy is uncertain, and the
+expected gain has a closed form. The sampler learns from every trial of the study, whoever proposed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from autocompress.front.hypervolume import Direction, expected_gain, metric_drop
+from autocompress.front.pareto import non_dominated
+from autocompress.plan import ACTIVATIONS, CompressionPlan
+from autocompress.search.cost import LatencyModel, SizeModel
+from autocompress.search.options import Candidates, Floats, Options, stack
+from autocompress.search.ranges import distributions
+from autocompress.search.sensitivity import Sensitivity
+from autocompress.search.solver import Prices, Solver
+from autocompress.search.stopping import Constraints
+from autocompress.search.surrogate import DamageModel
+from autocompress.space.search_space import Parameter, SearchSpace
+
+BELIEF = "autocompress:belief"
+_SOLVED, _MUTATED = 24, 12  # plans per proposal
+_PAIRS = 60_000  # solver's arrays: fewer prices at once for larger networks
+_SIZE_PRICES, _LATENCY_PRICES = (1e-3, 0.3), (1e-3, 0.5)  # drop for the whole file, for the whole latency
+_RECENT = 5  # trials
+_ORIGINAL = 0.8  # chance of the first choice for each setting of the recovery
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What trials are compared with.
+
+    Attributes:
+        metric, size_bytes, latency_ms: of the baseline.
+        objectives: of the study, in the order of its values.
+        noise: standard deviation of a measured drop.
+        train_s: usual training of one trial in seconds.
+    """
+
+    metric: float
+    size_bytes: int
+    latency_ms: float
+    direction: Direction = "maximize"
+    objectives: tuple[str, ...] = ("accuracy", "size", "latency")
+    noise: float = 0.003
+    train_s: float = 1.0
+
+
+class FrontSampler(BaseSampler):
+    """Expected hypervolume gain over plans from a solver.
+
+    It serves any Optuna study whose parameters are `SearchSpace.raw()` and whose values are those of
+    `Reference.objectives`. A trial may say in its user attributes `plan` what it was where it has no parameters,
+    `size_and_latency` what was measured before it was stopped, and `trained_s` how long it was trained.
+
+    Args:
+        space: of the plans.
+        sensitivity: of each group and layer alone; None starts from guesses.
+        reference: the baseline and the study.
+        constraints: plans that are expected to break them are not proposed.
+        without: parts to leave out, "solver" or "surrogate", to see what they are worth.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        sensitivity: Sensitivity | None,
+        reference: Reference,
+        constraints: Constraints | None = None,
+        seed: int = 0,
+        without: tuple[str, ...] = (),
+    ) -> None:
+        self._space, self._reference, self._without = space, reference, without
+        self._constraints = constraints or Constraints()
+        self._options = Options(space)
+        self._solver = Solver(self._options)
+        self._size, self._latency = SizeModel(self._options), LatencyModel(self._options)
+        tables = (sensitivity or Sensitivity()).tables(self._options)
+        self._damage = DamageModel(
+            width=tables[0], bits=tables[1], activations=tables[2], learns="surrogate" not in without
+        )
+        self._raw = distributions(space.raw())
+        self._random = np.random.default_rng(seed)
+        self._independent = RandomSampler(seed=seed)
+        self._learned = 0
+        self._trained: list[tuple[Candidates, tuple[float, float, float]]] = []
+        self._trainings: list[float] = []
+        self._seen: set[bytes] = set()
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All raw parameters: a proposal is always a whole plan."""
+        return self._raw
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A value for every raw parameter; what is believed of the plan is kept as a system attribute."""
+        self._learn(study)
+        pool, sources = self._pool()
+        front = np.array([point for _, point in self._trained]).reshape(-1, 3)
+        mean, sd = self._damage.predict((pool.width, pool.bits, pool.activations), training=self._usual_training())
+        cheap = self._cheap(pool)
+        gains = expected_gain(mean, sd, cheap, front) * self._allowed(mean, sd, cheap)
+        gains[[key in self._seen for key in _keys(pool)]] = -1.0
+        best = int(gains.argmax())
+        belief: dict[str, Any] = {
+            "drop": float(mean[best]), "sd": float(sd[best]), "size_ratio": float(cheap[best, 0]),
+            "latency_ratio": float(cheap[best, 1]), "gain": float(gains[best]), "source": sources[best],
+        }  # fmt: skip
+        study._storage.set_trial_system_attr(trial._trial_id, BELIEF, belief)
+        params = {**self._settings(), **self._options.params(pool, best)}
+        return {name: value for name, value in params.items() if name in search_space}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A random value, for parameters that are not of the space."""
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    # -- learning
+
+    def _learn(self, study: optuna.Study) -> None:
+        trials = study.get_trials(deepcopy=False)
+        while self._learned < len(trials) and trials[self._learned].state.is_finished():
+            self._learn_from(trials[self._learned])
+            self._learned += 1
+
+    def _learn_from(self, trial: FrozenTrial) -> None:
+        plan = self._plan_of(trial)
+        if plan is None or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+            return
+        one = self._options.encode([plan])
+        if trial.number > 0 and set(_keys(one)) and plan.trains:
+            self._seen.update(_keys(one))
+        size, latency = self._weighed(trial)
+        asked = {plan.weight_bits.get(n.name, 32) for n in self._space.facts.layers}
+        if size is not None and asked <= set(self._options.bits.tolist()):
+            self._size.observe(one, np.array([size]))
+        if latency is not None and (plan.activations == "float" or max(asked, default=32) <= 8):
+            self._latency.observe(one, np.array([latency / self._reference.latency_ms]))
+        if not trial.values:
+            return
+        drop = metric_drop(trial.values[0], self._reference.metric, direction=self._reference.direction)
+        ratios = (
+            (size or 0.0) / self._reference.size_bytes,
+            (latency or 0.0) / self._reference.latency_ms,
+        )
+        self._trained.append((one, (max(0.0, drop), *ratios)))
+        if plan.trains:
+            trained = float(trial.user_attrs.get("trained_s") or self._reference.train_s)
+            self._trainings.append(max(1.0, trained / self._reference.train_s))
+            self._damage.observe(
+                (one.width[0], one.bits[0], one.activations[0]),
+                drop,
+                training=trained / self._reference.train_s,
+                noise=self._reference.noise,
+            )
+
+    def _usual_training(self) -> float:
+        """Training that a proposal will have had, its parents' included: as much as the last ones."""
+        return float(np.mean(self._trainings[-_RECENT:])) if self._trainings else 1.0
+
+    def _plan_of(self, trial: FrozenTrial) -> CompressionPlan | None:
+        if "plan" in trial.user_attrs:
+            return CompressionPlan.from_dict(trial.user_attrs["plan"])
+        return self._space.decode(trial.params) if trial.params else None
+
+    def _weighed(self, trial: FrozenTrial) -> tuple[float | None, float | None]:
+        known = list(trial.values[1:]) if trial.values else list(trial.user_attrs.get("size_and_latency") or [])
+        named = dict(zip(self._reference.objectives[1:], known, strict=False))
+        return named.get("size"), named.get("latency")
+
+    # -- proposing
+
+    def _pool(self) -> tuple[Candidates, list[str]]:
+        parts = [self._drawn() if "solver" in self._without else self._solved()]
+        sources = ["random dials" if "solver" in self._without else "solver"] * len(parts[0])
+        if mutated := self._mutated():
+            parts.append(mutated)
+            sources += ["change of a trained plan"] * len(mutated)
+        return stack(parts), sources
+
+    def _solved(self) -> Candidates:
+        options, draw = self._options, self._random
+        pairs = max(1, int((options.feeds > 0).sum()) + len(options.channels)) * options.widths.shape[-1]
+        count = int(np.clip(_PAIRS // pairs, 2, _SOLVED))
+        kinds = options.activations[np.arange(count) % len(options.activations)]
+        shares = [self._latency.layer_shares(int(k)) for k in kinds]
+        width, bits, _ = self._damage.tables(draw)
+        timed, weighed = (name in self._reference.objectives for name in ("latency", "size"))
+        narrow = int(np.argmax(options.bits <= 8)) if (options.bits <= 8).any() else 0
+        prices = Prices(
+            width=width,
+            bits=bits,
+            size=_log_uniform(draw, _SIZE_PRICES, count) * weighed / self._reference.size_bytes,
+            latency=_log_uniform(draw, _LATENCY_PRICES, count) * timed,
+            multiply=np.array([s[0] for s in shares]),
+            move=np.array([s[1] for s in shares]),
+            activations=kinds,
+            least_bits=np.where(kinds > 0, narrow, 0),
+        )
+        return self._solver.solve(prices)
+
+    def _drawn(self) -> Candidates:
+        plans = []
+        for _ in range(_SOLVED):
+            dials = {name: self._draw(parameter) for name, parameter in self._space.knobs().items()}
+            plans.append(self._space.from_knobs(dials))
+        return self._options.encode(plans)
+
+    def _draw(self, parameter: Parameter) -> Any:
+        if parameter.choices:
+            return parameter.choices[self._random.integers(len(parameter.choices))]
+        return self._random.uniform(parameter.low, parameter.high)
+
+    def _mutated(self) -> Candidates | None:
+        """Plans of the front with one width, the bits of one layer, or the activations changed."""
+        points = np.array([point for _, point in self._trained]).reshape(-1, 3)
+        parents = [one for (one, _), on in zip(self._trained, non_dominated(points), strict=True) if on]
+        if not parents:
+            return None
+        found = []
+        for _ in range(_MUTATED):
+            one = parents[self._random.integers(len(parents))]
+            width, bits, kinds = one.width.copy(), one.bits.copy(), one.activations.copy()
+            for _ in range(self._random.integers(1, 4)):
+                self._change(width[0], bits[0], kinds)
+            found.append(Candidates(width=width, bits=bits, activations=kinds))
+        return stack(found)
+
+    def _change(self, width: Any, bits: Any, kinds: Any) -> None:
+        options, draw = self._options, self._random
+        what = draw.integers(5)
+        if what < 2 and len(width):
+            group = draw.integers(len(width))
+            top = int(options.allowed[group].sum()) - 1
+            width[group] = np.clip(width[group] + draw.choice([-1, 1]), 0, top)
+        elif what < 4 and len(bits):
+            layer = draw.integers(len(bits))
+            bits[layer] = np.clip(bits[layer] + draw.choice([-1, 1]), 0, len(options.bits) - 1)
+        else:
+            kinds[:] = options.activations[draw.integers(len(options.activations))]
+
+    def _cheap(self, pool: Candidates) -> Floats:
+        named = {
+            "size": self._size.predict(pool) / self._reference.size_bytes,
+            "latency": self._latency.predict(pool),
+        }
+        none = np.zeros(len(pool))
+        return np.stack([named[n] if n in self._reference.objectives else none for n in ("size", "latency")], axis=1)
+
+    def _allowed(self, mean: Floats, sd: Floats, cheap: Floats) -> Floats:
+        """Chance that each plan meets the constraints."""
+        limits, reference = self._constraints, self._reference
+        chance = np.ones(len(mean))
+        if limits.max_size is not None:
+            chance *= cheap[:, 0] <= limits.max_size / reference.size_bytes
+        if limits.max_latency is not None:
+            chance *= cheap[:, 1] <= limits.max_latency / reference.latency_ms
+        if limits.max_drop is not None:
+            chance *= 1 / (1 + np.exp(-1.7 * (limits.max_drop - mean) / sd))  # the logistic curve that is nearly normal
+        return chance
+
+    def _settings(self) -> dict[str, Any]:
+        """Settings of the recovery: mostly the first choices, which are the study file's best guess."""
+        found = {}
+        for name, parameter in self._space.raw().items():
+            if parameter.choices and not name.startswith("weight_bits/"):
+                usual = self._random.random() < _ORIGINAL
+                found[name] = parameter.choices[0 if usual else self._random.integers(len(parameter.choices))]
+        return found
+
+
+def _keys(candidates: Candidates) -> list[bytes]:
+    parts = np.concatenate([candidates.width, candidates.bits, candidates.activations[:, None]], axis=1)
+    return [row.astype(np.int16).tobytes() for row in parts]
+
+
+def _log_uniform(draw: np.random.Generator, bounds: tuple[float, float], count: int) -> Floats:
+    low, high = np.log(bounds)
+    drawn: Floats = np.exp(draw.uniform(low, high, count))
+    return drawn
+
+
+def belief_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What the sampler believed of a trial, from Optuna's system attributes; empty if it was not its own."""
+    found: dict[str, Any] = attributes.get(BELIEF, {})
+    return found
+
+
+assert ACTIVATIONS[0] == "float"  # `Options` and the cost models count on it

@@ -1,0 +1,31 @@
+"""Which trained network a new plan starts from: one that it can be cut out of, and that is nearest to it.
+
+Training is what a short budget has least of. A plan that removes more than a trained one inherits what
+that one has learned, and every second of training is used by all that come after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autocompress.plan import CompressionPlan
+from autocompress.records import TrialRecord, TrialState
+
+_SAME = 0.02  # mean shares removed that differ by less count as equal; then the longer training decides
+
+
+def choose_parent(plan: CompressionPlan, trials: Iterable[TrialRecord]) -> TrialRecord | None:
+    """The trained trial whose network contains the plan's and is nearest to it; None: start from the teacher."""
+    found = [t for t in trials if t.state is TrialState.COMPLETE and t.plan.trains and _contains(t.plan, plan)]
+    return min(found, key=lambda t: (round(_distance(t.plan, plan) / _SAME), -t.trained_s), default=None)
+
+
+def _contains(parent: CompressionPlan, child: CompressionPlan) -> bool:
+    ratios = child.prune_ratio
+    narrower = all(ratios.get(group, 0.0) >= ratio for group, ratio in parent.prune_ratio.items())
+    return narrower and parent.importance == child.importance
+
+
+def _distance(parent: CompressionPlan, child: CompressionPlan) -> float:
+    removed = [ratio - parent.prune_ratio.get(group, 0.0) for group, ratio in child.prune_ratio.items()]
+    return sum(removed) / max(1, len(removed))

@@ -1,0 +1,129 @@
+"""The space as arrays: every plan is a width option per group, a bits option per layer, and the activations.
+
+Costs, solver and surrogate work on many plans at once in this form. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.plan import ACTIVATIONS, CompressionPlan
+from autocompress.records import ModelFacts
+from autocompress.space.search_space import SearchSpace, width_after
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Many plans at once.
+
+    Attributes:
+        width: [n, groups] option of each group, 0 keeps all channels.
+        bits: [n, layers] option of each layer, into `Options.bits`.
+        activations: [n] index into `ACTIVATIONS`.
+    """
+
+    width: Ints
+    bits: Ints
+    activations: Ints
+
+    def __len__(self) -> int:
+        return len(self.activations)
+
+    def take(self, rows: Ints | slice) -> Candidates:
+        """Some of the plans."""
+        return Candidates(width=self.width[rows], bits=self.bits[rows], activations=self.activations[rows])
+
+
+def stack(parts: Sequence[Candidates]) -> Candidates:
+    """All plans of several sets."""
+    return Candidates(
+        width=np.concatenate([p.width for p in parts]),
+        bits=np.concatenate([p.bits for p in parts]),
+        activations=np.concatenate([p.activations for p in parts]),
+    )
+
+
+class Options:
+    """What may be chosen, and how layers and groups hang together.
+
+    Attributes:
+        widths: [groups, options] channels, falling; short rows repeat their narrowest.
+        allowed: [groups, options], False where a row repeats.
+        bits: [options] falling, with 32 for layers that stay float.
+        out_group: [layers] index of the group of the outputs, -1 if they are fixed.
+        out_dense, in_dense, taps, positions: [layers] of the dense network; taps is kernel height x width.
+        feeds: [layers, groups] input channels that go with one channel of a group.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        facts: ModelFacts = space.facts
+        self.space, self.facts = space, facts
+        rows = [_widths(g.channels, g.granule, space.config.max_prune_ratio) for g in facts.groups]
+        most = max((len(row) for row in rows), default=1)
+        self.widths: Ints = np.array([row + [row[-1]] * (most - len(row)) for row in rows], np.int64).reshape(-1, most)
+        self.allowed = np.array([[k < len(row) for k in range(most)] for row in rows], bool).reshape(-1, most)
+        self.bits: Ints = np.array(sorted(space.config.weight_bits, reverse=True), np.int64)
+        self.activations: Ints = np.array([ACTIVATIONS.index(a) for a in space.config.activations], np.int64)
+        self.channels = self.widths[:, 0] if len(rows) else np.zeros(0, np.int64)
+        index = {g.name: i for i, g in enumerate(facts.groups)}
+        layers = facts.layers
+        self.out_group: Ints = np.array([index.get(n.group or "", -1) for n in layers], np.int64)
+        self.out_dense: Floats = np.array([n.out_channels for n in layers], float)
+        self.in_dense: Floats = np.array([n.in_channels for n in layers], float)
+        self.taps: Floats = np.array([n.weights / (n.out_channels * n.in_channels) for n in layers], float)
+        self.positions: Floats = np.array([n.positions for n in layers], float)
+        self.depthwise = np.array([n.kind == "depthwise" for n in layers], bool)
+        self.feeds: Floats = np.zeros((len(layers), len(rows)))
+        for row, layer in enumerate(layers):
+            for name, channels in layer.sources.items():
+                if name in index:
+                    self.feeds[row, index[name]] = channels
+
+    def encode(self, plans: Sequence[CompressionPlan]) -> Candidates:
+        """Plans as options; a bit width that is not searched becomes the next wider one."""
+        width, bits = [], []
+        for plan in plans:
+            kept = [width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in self.facts.groups]
+            width.append([int(np.argmin(np.abs(self.widths[i] - w))) for i, w in enumerate(kept)])
+            asked = [plan.weight_bits.get(n.name, 32) for n in self.facts.layers]
+            bits.append([max((i for i, b in enumerate(self.bits) if b >= a), default=0) for a in asked])
+        count = len(plans)
+        return Candidates(
+            width=np.array(width, np.int64).reshape(count, len(self.facts.groups)),
+            bits=np.array(bits, np.int64).reshape(count, len(self.facts.layers)),
+            activations=np.array([ACTIVATIONS.index(p.activations) for p in plans], np.int64),
+        )
+
+    def params(self, candidates: Candidates, row: int) -> dict[str, object]:
+        """Raw parameters of one plan, without the settings of the recovery."""
+        kept = self.widths[np.arange(len(self.channels)), candidates.width[row]]
+        found: dict[str, object] = {
+            f"prune_ratio/{g.name}": 1 - int(kept[i]) / g.channels for i, g in enumerate(self.facts.groups)
+        }
+        found |= {
+            f"weight_bits/{n.name}": int(self.bits[candidates.bits[row, i]]) for i, n in enumerate(self.facts.layers)
+        }
+        found["activations"] = ACTIVATIONS[int(candidates.activations[row])]
+        return found
+
+    def shapes(self, width: Ints) -> tuple[Floats, Floats]:
+        """(outputs, inputs per output) of every layer, each [n, layers], for width options [n, groups]."""
+        kept = self.widths[np.arange(len(self.channels)), width].astype(float)
+        outputs = np.broadcast_to(self.out_dense, (len(width), len(self.out_dense))).copy()
+        grouped = self.out_group >= 0
+        outputs[:, grouped] = kept[:, self.out_group[grouped]]
+        inputs = self.in_dense - (self.channels - kept) @ self.feeds.T
+        return outputs, np.maximum(inputs, 1.0)
+
+
+def _widths(channels: int, granule: int, most_pruned: float) -> list[int]:
+    """Widths a group may have, falling."""
+    lowest = channels * (1 - most_pruned) - 1e-9
+    return [w for w in range(channels, 0, -granule) if w == channels or (w >= lowest and w >= granule)]

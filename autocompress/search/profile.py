@@ -1,0 +1,79 @@
+"""Measures how much the network suffers from each change alone: one group narrowed, or one layer rounded.
+
+Nothing is trained: removed channels are folded into the kept ones, batch norms re-estimated, and the
+outputs compared with the teacher's on a few hundred training samples.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compress.quantize import quantize_weights_
+from autocompress.records import GroupFacts, ModelFacts
+from autocompress.recover.damage import divergence, reestimate_
+from autocompress.search.sensitivity import Sensitivity
+
+Narrow = Callable[[dict[str, int]], nn.Module]
+_SHARES = (0.5, 0.75, 0.25)  # of a group removed, the most telling first
+
+
+def measure_sensitivity(
+    model: nn.Module,
+    facts: ModelFacts,
+    samples: Sequence[Tensor],
+    narrow: Narrow,
+    *,
+    low_bits: Sequence[int],
+    seconds: float,
+    report: Callable[[str], None],
+) -> Sensitivity:
+    """Damage of every group and layer, as much of it as fits into the time.
+
+    Args:
+        model: the teacher, in eval mode.
+        samples: inputs, each [n, ...].
+        narrow: makes the network whose groups keep the given widths.
+        low_bits: bits to try on each layer, the most telling first.
+        seconds: after which it stops; what is missing is guessed by its neighbours.
+    """
+    start = time.monotonic()
+    with torch.no_grad():
+        wanted = model(*samples).float()
+    width: dict[str, dict[str, float]] = {}
+    bits: dict[str, dict[str, float]] = {}
+    for what, name, value in _tasks(facts, low_bits):
+        if time.monotonic() - start > seconds:
+            break
+        report(f"measuring how much {name} matters")
+        if what == "width":
+            network = reestimate_(narrow({name: value}), samples)
+            width.setdefault(name, {})[str(value)] = divergence(network, samples, wanted)
+        else:
+            network = quantize_weights_(copy.deepcopy(model), {name: value})
+            bits.setdefault(name, {})[str(value)] = divergence(network, samples, wanted)
+    return Sensitivity(width=width, bits=bits, seconds=time.monotonic() - start, samples=len(samples[0]))
+
+
+def _tasks(facts: ModelFacts, low_bits: Sequence[int]) -> Iterator[tuple[str, str, int]]:
+    """What to measure, round by round, so that every group and layer is known a little before any is known well."""
+    seen = set()
+    rounds = [*[("width", share) for share in _SHARES[:2]]]
+    for (_, share), bits in zip(rounds, [*low_bits, *[None] * len(rounds)][: len(rounds)], strict=True):
+        for group in facts.groups:
+            width = _nearest(group, share)
+            if width < group.channels and (group.name, width) not in seen:
+                seen.add((group.name, width))
+                yield "width", group.name, width
+        if bits is not None:
+            for layer in facts.layers:
+                yield "bits", layer.name, bits
+
+
+def _nearest(group: GroupFacts, share: float) -> int:
+    steps = max(1, round(group.channels * (1 - share) / group.granule))
+    return min(group.channels, steps * group.granule)

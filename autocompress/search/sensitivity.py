@@ -1,0 +1,72 @@
+"""How much the network suffers from each change alone, before any training: what the search starts from.
+
+Plain numbers; `profile.py` measures them, the sampler turns them into tables over its options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autocompress.plan import ACTIVATIONS
+from autocompress.records import Record
+from autocompress.search.options import Floats, Options
+
+_GUESS = {"width": 1.0, "bits": 0.02, "activations": 0.002}  # nats: all of a group, 4 bits, 8-bit activations
+_STEEP = 4.0  # the power of the removed share with which the damage grows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity(Record):
+    """Damage in nats: the divergence of the outputs from the teacher's, with a single change and no training.
+
+    Attributes:
+        width: by group, of keeping so many channels (as text, for JSON).
+        bits: by layer, of so many bits (as text).
+        seconds: that it took to measure.
+        samples: that it was measured on.
+    """
+
+    width: dict[str, dict[str, float]] = field(default_factory=dict)
+    bits: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    samples: int = 0
+
+    def tables(self, options: Options) -> tuple[Floats, Floats, Floats]:
+        """Damage per option: [groups, options], [layers, options] and [kinds of activations]."""
+        width = np.array([self._of_group(options, i) for i in range(len(options.channels))])
+        bits = np.array([self._of_layer(options, i) for i in range(len(options.taps))])
+        kinds = np.array([0.0, _GUESS["activations"]])[: len(ACTIVATIONS)]
+        return width.reshape(len(options.channels), -1), bits.reshape(len(options.taps), -1), kinds
+
+    def _of_group(self, options: Options, index: int) -> Floats:
+        """Through the measured widths; beyond them a power law."""
+        group = options.facts.groups[index]
+        removed = 1 - options.widths[index] / group.channels
+        known = {1 - int(w) / group.channels: d for w, d in self.width.get(group.name, {}).items()}
+        if not known:
+            guessed: Floats = _GUESS["width"] * removed**_STEEP
+            return guessed
+        shares = np.array(sorted(known))
+        damages = np.maximum.accumulate(np.array([max(known[s], 1e-6) for s in shares]))
+        below = damages[0] * (removed / shares[0]) ** _STEEP
+        above = damages[-1] * (removed / shares[-1]) ** _STEEP
+        between = np.exp(np.interp(np.log(np.maximum(removed, 1e-9)), np.log(shares), np.log(damages)))
+        chosen: Floats = np.where(removed < shares[0], below, np.where(removed > shares[-1], above, between))
+        return chosen
+
+    def _of_layer(self, options: Options, index: int) -> Floats:
+        """Rounding noise quadruples with every bit that is taken."""
+        known = {int(b): d for b, d in self.bits.get(options.facts.layers[index].name, {}).items()}
+        if not known:
+            known = {4: _GUESS["bits"]}
+        lowest, highest = min(known), max(known)
+        row = []
+        for bits in options.bits.tolist():
+            near = known.get(bits)
+            if near is None:
+                anchor = highest if bits > highest else lowest
+                near = known[anchor] * 4.0 ** (anchor - bits)
+            row.append(max(near, 0.0) if bits < 16 else 0.0)
+        return np.array(row)

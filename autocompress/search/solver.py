@@ -1,0 +1,138 @@
+"""Turns prices of a byte and of a millisecond into the whole plan that is best at those prices.
+
+Minimises damage + price x size + price x latency by coordinate descent: groups that share no layer
+are set at once, each to its best width given the others; bits have a closed form. Producer and consumer of a
+layer are coupled, because its weights are the product of both widths. Many prices are solved together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.search.cost import in_vectors, multiplications, stored_bytes
+from autocompress.search.options import Candidates, Floats, Ints, Options
+
+_SWEEPS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What is minimised, for many plans at once.
+
+    Attributes:
+        width, bits: damage per option, [groups, options] and [layers, options].
+        size: [n] damage that one byte is worth; `latency`: [n] the same for the whole baseline's latency.
+        multiply, move: [n, layers] latency ratio per unit of work, as `LatencyModel.layer_shares` gives it.
+        activations: [n] kinds, which are given.
+        least_bits: [n] index of the widest allowed bits; integer activations need at most 8.
+    """
+
+    width: Floats
+    bits: Floats
+    size: Floats
+    latency: Floats
+    multiply: Floats
+    move: Floats
+    activations: Ints
+    least_bits: Ints
+
+
+class Solver:
+    """Solves for one space; what does not change between calls is worked out once."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._layer_bits = options.bits.astype(float)
+        self._classes = [_Touched(options, groups) for groups in independent_groups(options)]
+
+    def solve(self, prices: Prices, start: Candidates | None = None) -> Candidates:
+        """The plans that are best at each of the prices, [n]."""
+        count = len(prices.size)
+        width = np.zeros((count, len(self._options.channels)), np.int64) if start is None else start.width.copy()
+        bits = self._best_bits(prices, width)
+        for _ in range(_SWEEPS):
+            before = width.copy()
+            for touched in self._classes:
+                width[:, touched.groups] = self._best_widths(prices, touched, width, bits)
+            bits = self._best_bits(prices, width)
+            if np.array_equal(before, width):
+                break
+        return Candidates(width=width, bits=bits, activations=prices.activations)
+
+    def cost(self, prices: Prices, candidates: Candidates) -> Floats:
+        """What is minimised, [n]: damage and price of every plan, without what no choice changes."""
+        options = self._options
+        groups, layers = np.arange(len(options.channels)), np.arange(len(options.taps))
+        damage = prices.width[groups, candidates.width].sum(1) + prices.bits[layers, candidates.bits].sum(1)
+        outputs, inputs = options.shapes(candidates.width)
+        bits = self._layer_bits[candidates.bits]
+        size = stored_bytes(outputs * inputs * options.taps, bits) + 4 * outputs * (1 + (bits <= 8))
+        time = prices.multiply * multiplications(options, outputs, inputs)
+        time = time + prices.move * options.positions * in_vectors(outputs)
+        total: Floats = damage + prices.size * size.sum(1) + prices.latency * time.sum(1)
+        return total
+
+    def _best_bits(self, prices: Prices, width: Ints) -> Ints:
+        outputs, inputs = self._options.shapes(width)
+        weights = (outputs * inputs * self._options.taps)[..., None]  # [n, layers, 1]
+        stored = stored_bytes(weights, self._layer_bits)
+        price = prices.bits[None] + prices.size[:, None, None] * stored
+        price = np.where(np.arange(len(self._layer_bits)) < prices.least_bits[:, None, None], np.inf, price)
+        best: Ints = price.argmin(2)
+        return best
+
+    def _best_widths(self, prices: Prices, touched: _Touched, width: Ints, bits: Ints) -> Ints:
+        options, layer, group = self._options, touched.layer, touched.group
+        outputs, inputs = options.shapes(width)
+        now = options.widths[group, width[:, group]].astype(float)  # [n, pairs]
+        asked = options.widths[group].astype(float)[None]  # [1, pairs, options]
+        own = touched.is_output[None, :, None]
+        out = np.where(own, asked, outputs[:, layer, None])
+        into = np.maximum(inputs[:, layer, None] + touched.feeds[:, None] * (asked - now[..., None]), 1.0)
+        width_bits = self._layer_bits[bits[:, layer]][..., None]
+        size = out * into * options.taps[layer][:, None] * width_bits / 8 + 4 * out * (1 + (width_bits <= 8))
+        per_input = np.where(options.depthwise[layer][:, None], 4.0, in_vectors(into, 4))
+        places = (options.positions * options.taps)[layer][:, None]
+        work = places * per_input * in_vectors(out)
+        moved = options.positions[layer][:, None] * in_vectors(out)
+        time = prices.multiply[:, layer, None] * work + prices.move[:, layer, None] * moved
+        price = prices.size[:, None, None] * size + prices.latency[:, None, None] * time
+        total = np.add.reduceat(price, touched.starts, axis=1) + prices.width[touched.groups]
+        best: Ints = np.where(options.allowed[touched.groups], total, np.inf).argmin(2)
+        return best
+
+
+class _Touched:
+    """The layers that a set of groups shapes, as (layer, group) pairs sorted by group."""
+
+    def __init__(self, options: Options, groups: list[int]) -> None:
+        pairs = [(g, n) for g in groups for n in _layers_of(options, g)]
+        self.groups = np.array(groups, np.int64)
+        self.group = np.array([g for g, _ in pairs], np.int64)
+        self.layer = np.array([n for _, n in pairs], np.int64)
+        self.starts = np.searchsorted(self.group, self.groups)
+        self.is_output = options.out_group[self.layer] == self.group
+        self.feeds = options.feeds[self.layer, self.group]
+
+
+def independent_groups(options: Options) -> list[list[int]]:
+    """Groups in sets whose members share no layer, so that each set can be optimised at once."""
+    found: list[tuple[list[int], set[int]]] = []
+    for group in range(len(options.channels)):
+        layers = set(_layers_of(options, group))
+        if not layers:
+            continue
+        place = next((entry for entry in found if not entry[1] & layers), None)
+        if place is None:
+            found.append(([group], layers))
+        else:
+            place[0].append(group)
+            place[1].update(layers)
+    return [groups for groups, _ in found]
+
+
+def _layers_of(options: Options, group: int) -> list[int]:
+    touched = (options.out_group == group) | (options.feeds[:, group] > 0)
+    return [int(n) for n in np.flatnonzero(touched)]

@@ -1,0 +1,122 @@
+"""What is believed of plans that were not trained yet: a Bayesian linear model, exact and updated in place.
+
+Damage to the metric is taken as a sum over groups, layers and activations of what was measured for
+each of them alone, times weights that are learned from trained trials.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Choice = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+_AT_WORST = (0.06, 0.008, 0.002)  # drop at first believed of the narrowest widths, the fewest bits, integer activations
+_OWN_WAY = 0.5  # sd of a group's or layer's own weight, relative to its scale
+_AT_LEAST = 0.2  # of the scale: no group and no layer is ever free
+_MISFIT, _FLOOR = 0.2, 0.001  # sd of a drop that the sum of parts cannot explain: relative, absolute
+_DECAY = 0.5  # the damage falls with the square root of the training
+
+
+class LinearBelief:
+    """y = w . x with a Gaussian belief about w; each observation costs O(dimensions squared).
+
+    Args:
+        mean, sd: of the independent prior, [dimensions].
+    """
+
+    def __init__(self, mean: Floats, sd: Floats) -> None:
+        self.mean = np.array(mean, float)
+        self.covariance = np.diag(np.square(np.asarray(sd, float)))
+
+    def observe(self, x: Floats, y: float, noise: float) -> None:
+        """Learn that `x` [dimensions] gave `y`, give or take `noise` (one sd, above 0)."""
+        direction = self.covariance @ x
+        spread = float(x @ direction) + noise**2
+        self.mean += direction * ((y - float(x @ self.mean)) / spread)
+        self.covariance -= np.outer(direction, direction) / spread
+
+    def mean_of(self, x: Floats) -> Floats:
+        """Expected y of rows [n, dimensions], [n]."""
+        expected: Floats = x @ self.mean
+        return expected
+
+    def sd_of(self, x: Floats) -> Floats:
+        """Standard deviation of w . x for rows [n, dimensions], [n]; the noise is not in it."""
+        variance = np.einsum("nd,de,ne->n", x, self.covariance, x, optimize=True)
+        deviation: Floats = np.sqrt(np.maximum(variance, 0.0))
+        return deviation
+
+
+class DamageModel:
+    """How much of the metric a plan loses after its training, from the damage of each part alone.
+
+    Three scales (widths, bits, activations) start at what the first trained trials say; each group and
+    each layer may deviate from its scale. Training longer lowers all of it alike.
+
+    Args:
+        width: [groups, options] damage of narrowing one group alone, untrained.
+        bits: [layers, options] damage of rounding one layer alone, untrained.
+        activations: [kinds] the same for all activations at once.
+        learns: False keeps the prior, for comparison.
+    """
+
+    def __init__(self, *, width: Floats, bits: Floats, activations: Floats, learns: bool = True) -> None:
+        self.width = np.sqrt(
+            np.maximum(width, 0.0)
+        )  # training repairs a large damage to a greater part than a small one
+        self.bits, self.activations = np.asarray(bits, float), np.asarray(activations, float)
+        self._learns = learns
+        groups, layers = len(self.width), len(self.bits)
+        worst = np.array([t.max(-1, initial=0.0).sum() for t in (self.width, self.bits, self.activations)])
+        scale = np.array(_AT_WORST) / np.maximum(worst, 1e-9)
+        own = np.concatenate([np.full(groups, scale[0]), np.full(layers, scale[1])])
+        self._belief = LinearBelief(
+            np.concatenate([scale, np.zeros(groups + layers)]), np.concatenate([2 * scale, _OWN_WAY * own])
+        )
+
+    def observe(self, choice: Choice, drop: float, *, training: float, noise: float) -> None:
+        """Learn from one trained trial.
+
+        Args:
+            choice: its (width [groups], bits [layers], activations) options.
+            drop: of the metric, 0.01 is one point.
+            training: how long it was trained, in units of one trial's usual training.
+            noise: standard deviation of `drop` as measured.
+        """
+        if self._learns:
+            wrong = float(np.hypot(noise, _MISFIT * max(drop, 0.0) + _FLOOR))
+            self._belief.observe(self._features(choice) * training_factor(training), drop, wrong)
+
+    def predict(self, choices: Choice, *, training: float = 1.0) -> tuple[Floats, Floats]:
+        """Expected drop and its standard deviation, each [n]; options are [n, groups], [n, layers] and [n]."""
+        features = self._features(choices) * training_factor(training)
+        mean = self._belief.mean_of(features)
+        spread = np.hypot(self._belief.sd_of(features), _FLOOR + _MISFIT * np.maximum(mean, 0.0))
+        return mean, spread
+
+    def tables(self, jitter: np.random.Generator | None = None) -> tuple[Floats, Floats, Floats]:
+        """Damage per option as now believed (or, with `jitter`, as drawn from the belief): what the solver adds up."""
+        theta = self._belief.mean
+        if jitter is not None:
+            own = np.sqrt(np.maximum(np.diag(self._belief.covariance), 0.0))
+            theta = theta + own * jitter.standard_normal(len(theta)) * (np.arange(len(theta)) > 2)
+        groups = len(self.width)
+        floor = _AT_LEAST * np.maximum(theta[:3], 1e-9)
+        by_group = np.maximum(theta[0] + theta[3 : 3 + groups], max(floor[0], 1e-6))
+        by_layer = np.maximum(theta[1] + theta[3 + groups :], max(floor[1], 1e-6))
+        return self.width * by_group[:, None], self.bits * by_layer[:, None], self.activations * max(theta[2], 0.0)
+
+    def _features(self, choices: Choice) -> Floats:
+        width, bits, activations = choices
+        per_group = np.take_along_axis(self.width[None], np.atleast_2d(width)[..., None], 2)[..., 0]
+        per_layer = np.take_along_axis(self.bits[None], np.atleast_2d(bits)[..., None], 2)[..., 0]
+        per_kind = self.activations[np.atleast_1d(activations)]
+        sums = np.stack([per_group.sum(1), per_layer.sum(1), per_kind], axis=1)
+        found: Floats = np.concatenate([sums, per_group, per_layer], axis=1)
+        return found[0] if np.ndim(width) == 1 else found
+
+
+def training_factor(training: float) -> float:
+    """What is left of the damage after so much training, in units of one trial's usual one."""
+    return float(max(training, 1e-3) ** -_DECAY)

@@ -1,0 +1,59 @@
+"""Spaces that are small enough to check by hand or by trying everything."""
+
+from __future__ import annotations
+
+import pytest
+
+from autocompress.config import SpaceConfig
+from autocompress.records import GroupFacts, LayerFacts, ModelFacts
+from autocompress.search.options import Options
+from autocompress.space.search_space import SearchSpace
+
+
+def conv(
+    name: str, group: str | None, ins: int, outs: int, sources: dict[str, float], positions: int = 64
+) -> LayerFacts:
+    return LayerFacts(
+        name=name, kind="conv", weights=9 * ins * outs, out_channels=outs, in_channels=ins, positions=positions,
+        group=group, sources=sources,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def chain() -> SearchSpace:
+    """Image -> a (32) -> b (16) -> c (16) -> 10 classes."""
+    layers = (
+        conv("a", "a", 3, 32, {}),
+        conv("b", "b", 32, 16, {"a": 1.0}),
+        conv("c", "c", 16, 16, {"b": 1.0}, positions=16),
+        LayerFacts(
+            name="fc", kind="linear", weights=160, out_channels=10, in_channels=16, positions=1, sources={"c": 1.0}
+        ),
+    )
+    groups = tuple(GroupFacts(name=n, channels=w, granule=8, layers=(n,)) for n, w in (("a", 32), ("b", 16), ("c", 16)))
+    return SearchSpace(config=SpaceConfig(weight_bits=(2, 4, 8)), facts=ModelFacts(layers=layers, groups=groups))
+
+
+@pytest.fixture
+def residual() -> SearchSpace:
+    """A stem and the second convolution of a block share their channels; the first one has its own."""
+    layers = (
+        conv("stem", "stem", 1, 16, {}),
+        conv("inner", "inner", 16, 32, {"stem": 1.0}),
+        conv("outer", "stem", 32, 16, {"inner": 1.0}),
+    )
+    groups = (
+        GroupFacts(name="stem", channels=16, granule=4, layers=("stem", "outer")),
+        GroupFacts(name="inner", channels=32, granule=8, layers=("inner",)),
+    )
+    return SearchSpace(config=SpaceConfig(weight_bits=(4, 8)), facts=ModelFacts(layers=layers, groups=groups))
+
+
+@pytest.fixture
+def chain_options(chain: SearchSpace) -> Options:
+    return Options(chain)
+
+
+@pytest.fixture
+def residual_options(residual: SearchSpace) -> Options:
+    return Options(residual)

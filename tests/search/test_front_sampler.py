@@ -1,0 +1,186 @@
+"""The engine as anybody's Optuna sampler: what it learns from, what it proposes, and how fast."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from autocompress.config import SpaceConfig
+from autocompress.front.hypervolume import hypervolume
+from autocompress.records import GroupFacts, LayerFacts, ModelFacts
+from autocompress.search.front_sampler import BELIEF, FrontSampler, Reference
+from autocompress.search.ranges import distributions
+from autocompress.search.sensitivity import Sensitivity
+from autocompress.search.stopping import Constraints
+from autocompress.space.search_space import SearchSpace
+
+REFERENCE = Reference(metric=0.95, size_bytes=40_000, latency_ms=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def sampler(space: SearchSpace, **options) -> FrontSampler:
+    return FrontSampler(space, **({"sensitivity": None, "reference": REFERENCE} | options))
+
+
+def open_study(engine: optuna.samplers.BaseSampler) -> optuna.Study:
+    return optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=engine)
+
+
+def ask(study: optuna.Study, space: SearchSpace) -> optuna.Trial:
+    return study.ask(distributions(space.raw()))
+
+
+def belief(study: optuna.Study, trial: optuna.Trial) -> dict:
+    return study._storage.get_trial_system_attrs(trial._trial_id)[BELIEF]
+
+
+class World:
+    """A made-up network: group b is what accuracy hangs on, group a is what takes the time."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+
+    def values(self, params: dict) -> list[float]:
+        plan = self.space.decode(params)
+        a, b, c = (plan.prune_ratio[n] for n in "abc")
+        bits = np.mean([4.0 ** (2 - n) for n in plan.weight_bits.values()])
+        drop = 0.002 * a**2 + 0.1 * b**2 + 0.02 * c**2 + 0.02 * bits
+        size = 2000 + 500 * np.mean(list(plan.weight_bits.values())) * (3 - a - b - c)
+        return [0.95 - drop, size, 0.2 + 0.6 * (1 - a) + 0.1 * (1 - b) + 0.1 * (1 - c)]
+
+    def volume(self, trials: list[optuna.trial.FrozenTrial]) -> float:
+        return hypervolume([(0.95 - t.values[0], t.values[1] / 40_000, t.values[2]) for t in trials])
+
+
+def run(engine, space: SearchSpace, count: int) -> float:
+    world, study = World(space), open_study(engine)
+    for _ in range(count):
+        trial = ask(study, space)
+        study.tell(trial, world.values(trial.params))
+    return world.volume(study.trials)
+
+
+def test_a_proposal_is_a_whole_plan_with_what_is_believed_of_it(chain):
+    study = open_study(sampler(chain))
+    trial = ask(study, chain)
+    assert set(trial.params) == set(chain.raw())
+    assert set(belief(study, trial)) == {"drop", "sd", "size_ratio", "latency_ratio", "gain", "source"}
+
+
+def test_it_finds_a_larger_front_than_chance_in_the_same_trials(chain):
+    ours = np.mean([run(sampler(chain, seed=seed), chain, 14) for seed in range(3)])
+    chance = np.mean([run(optuna.samplers.RandomSampler(seed=seed), chain, 14) for seed in range(3)])
+    assert ours > chance + 0.02
+
+
+def test_no_plan_is_proposed_twice(chain):
+    world, study = World(chain), open_study(sampler(chain))
+    seen = set()
+    for _ in range(15):
+        trial = ask(study, chain)
+        plan = chain.decode(trial.params)
+        assert plan.structure_key() not in seen
+        seen.add(plan.structure_key())
+        study.tell(trial, world.values(trial.params))
+
+
+def test_it_learns_latency_from_trials_that_were_stopped_and_accuracy_from_those_that_were_not(chain):
+    engine = sampler(chain)
+    study = open_study(engine)
+    first = ask(study, chain)
+    first.set_user_attr("size_and_latency", [12_000.0, 0.9])
+    study.tell(first, state=TrialState.PRUNED)
+    ask(study, chain)
+    one = engine._options.encode([chain.decode(first.params)])
+    assert engine._latency.predict(one)[0] == pytest.approx(0.9, abs=0.02)
+    assert engine._size.predict(one)[0] == pytest.approx(12_000)
+    assert engine._trained == []
+
+
+def test_failed_trials_teach_nothing(chain):
+    study = open_study(sampler(chain))
+    study.tell(ask(study, chain), state=TrialState.FAIL)
+    assert ask(study, chain).params
+
+
+def test_a_constraint_keeps_proposals_inside_of_it(chain):
+    study = open_study(sampler(chain, constraints=Constraints(max_latency=0.5)))
+    for _ in range(8):
+        trial = ask(study, chain)
+        assert belief(study, trial)["latency_ratio"] <= 0.5
+        study.tell(trial, World(chain).values(trial.params))
+
+
+def test_a_resumed_study_teaches_a_new_sampler_all_it_knew(chain):
+    world, study = World(chain), open_study(sampler(chain))
+    for _ in range(6):
+        trial = ask(study, chain)
+        study.tell(trial, world.values(trial.params))
+    fresh = sampler(chain, seed=1)
+    study.sampler = fresh
+    ask(study, chain)
+    assert len(fresh._trained) == 6
+
+
+@pytest.mark.parametrize("part", ["solver", "surrogate"])
+def test_each_part_can_be_left_out(chain, part):
+    assert run(sampler(chain, without=(part,)), chain, 5) > 0
+
+
+def test_two_objectives_ignore_what_is_not_asked_for(chain):
+    engine = sampler(chain, reference=replace(REFERENCE, objectives=("accuracy", "latency")))
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=engine)
+    trial = ask(study, chain)
+    assert belief(study, trial)["size_ratio"] == 0
+    study.tell(trial, [0.94, 0.5])
+    ask(study, chain)
+    assert engine._trained[0][1] == (pytest.approx(0.01), 0.0, 0.5)
+
+
+def test_measured_sensitivities_steer_the_first_proposals(chain):
+    """Group b cannot lose anything, a and c can lose all they may: no proposal prunes b as much as the others."""
+    width = {n: {"8": 4.0 if n == "b" else 1e-4} for n in "abc"}
+    study = open_study(sampler(chain, sensitivity=Sensitivity(width=width)))
+    found = [chain.decode(ask(study, chain).params).prune_ratio for _ in range(6)]
+    assert np.mean([p["b"] for p in found]) < np.mean([(p["a"] + p["c"]) / 2 for p in found])
+
+
+@pytest.mark.slow
+def test_a_proposal_over_200_groups_after_1000_trials_takes_memory_and_time_that_do_not_grow():
+    names = [f"g{i}" for i in range(200)]
+    layers = tuple(
+        LayerFacts(name=n, kind="conv", weights=9 * 64 * 64, out_channels=64, in_channels=64, positions=49, group=n,
+                   sources={names[i - 1]: 1.0} if i else {})
+        for i, n in enumerate(names)
+    )  # fmt: skip
+    groups = tuple(GroupFacts(name=n, channels=64, granule=8, layers=(n,)) for n in names)
+    space = SearchSpace(config=SpaceConfig(), facts=ModelFacts(layers=layers, groups=groups))
+    engine = sampler(space, reference=replace(REFERENCE, size_bytes=30_000_000))
+    study = open_study(engine)
+    generator = np.random.default_rng(0)
+    for _ in range(1000):
+        level = generator.uniform(0, 0.7)
+        plan = space.from_knobs({"knob/prune_level": level, "knob/bits": 4})
+        study.add_trial(
+            optuna.create_trial(
+                params=space.encode(plan), distributions=distributions(space.raw()),
+                values=[0.95 - 0.05 * level**2, 3e7 * (1 - level) / 8, 1 - level],
+            )
+        )  # fmt: skip
+    ask(study, space)
+    took = []
+    for _ in range(5):
+        start = time.perf_counter()
+        engine._pool()
+        took.append(time.perf_counter() - start)
+    print(f"a pool of proposals takes {1e3 * min(took):.1f} ms")
+    assert len(engine._trained) == 1000

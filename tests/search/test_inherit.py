@@ -1,0 +1,44 @@
+"""Which trained network a plan is cut from."""
+
+from __future__ import annotations
+
+from autocompress.plan import CompressionPlan
+from autocompress.records import TrialRecord, TrialState
+from autocompress.search.inherit import choose_parent
+
+
+def trained(number: int, a: float, b: float, *, seconds: float = 1.0, **plan) -> TrialRecord:
+    return TrialRecord(
+        trial=number, state=TrialState.COMPLETE, trained_s=seconds,
+        plan=CompressionPlan(prune_ratio={"a": a, "b": b}, **plan),
+    )  # fmt: skip
+
+
+def parent_of(plan: CompressionPlan, *trials: TrialRecord) -> int | None:
+    found = choose_parent(plan, trials)
+    return found.trial if found else None
+
+
+PLAN = CompressionPlan(prune_ratio={"a": 0.5, "b": 0.5})
+
+
+def test_the_nearest_network_that_contains_the_plan():
+    assert parent_of(PLAN, trained(1, 0.25, 0.25), trained(2, 0.5, 0.25), trained(3, 0.75, 0.5)) == 2
+
+
+def test_a_network_that_lacks_a_channel_is_no_parent():
+    assert parent_of(PLAN, trained(1, 0.75, 0.0)) is None
+
+
+def test_of_equal_ones_the_longest_trained():
+    assert parent_of(PLAN, trained(1, 0.5, 0.5), trained(2, 0.5, 0.5, seconds=9.0)) == 2
+
+
+def test_channels_chosen_by_another_criterion_are_other_channels():
+    assert parent_of(PLAN, trained(1, 0.5, 0.5, importance="taylor")) is None
+
+
+def test_what_was_not_trained_is_no_parent():
+    stopped = TrialRecord(trial=1, state=TrialState.STOPPED, plan=PLAN)
+    untrained = TrialRecord(trial=0, state=TrialState.COMPLETE, plan=CompressionPlan())
+    assert parent_of(PLAN, stopped, untrained) is None
