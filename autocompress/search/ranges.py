@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from autocompress.space.search_space import Parameter
@@ -11,9 +9,7 @@ from autocompress.space.search_space import Parameter
 
 def distributions(parameters: dict[str, Parameter]) -> dict[str, BaseDistribution]:
     """The distribution of every parameter, by name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 9 steps of 1/12 are 0.75 but for the last digit, which Optuna puts right
-        return {
-            name: CategoricalDistribution(p.choices) if p.choices else FloatDistribution(p.low, p.high, step=p.step)
-            for name, p in parameters.items()
-        }
+    return {
+        name: CategoricalDistribution(p.choices) if p.choices else FloatDistribution(p.low, p.high, step=p.step)
+        for name, p in parameters.items()
+    }

@@ -7,6 +7,7 @@ decoded to a full plan, for samplers that have few trials to learn from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -128,8 +129,9 @@ class SearchSpace:
         return found
 
     def _ratios(self, group: GroupFacts) -> Parameter:
-        # Decimal, so that the highest value is the same multiple of the step to the last digit
-        step = group.granule / group.channels
+        # Optuna divides in decimals, and lowers a highest value that is no multiple of the step to the last digit:
+        # twelve digits multiply without rounding. Rounded up, so that the true ratio is never above the highest.
+        step = math.ceil(group.granule / group.channels * 10**12) / 10**12
         steps = 0
         while steps + 1 < group.channels // group.granule and (steps + 1) * step <= self.config.max_prune_ratio + 1e-9:
             steps += 1

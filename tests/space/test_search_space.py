@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 
 from autocompress.config import SpaceConfig
 from autocompress.plan import CompressionPlan
@@ -131,3 +132,18 @@ def test_the_sweep_has_no_plan_twice():
     assert [p for _, p in SPACE.sweep("uint8", 3)] == plans[:3], "the most telling first"
     assert all(a != b for i, a in enumerate(plans) for b in plans[:i])
     assert {p.activations for p in plans} == {"uint8"}
+
+
+@pytest.mark.parametrize("granule", [1, 3, 4, 8, 16])
+def test_every_width_that_a_group_may_have_can_be_stored_by_optuna(granule):
+    # A step of 1/6 four times is 2/3 but for the last digit, and Optuna then takes 1/2 for the highest value.
+    for count in range(2, 40):
+        group = GroupFacts(name="g", channels=count * granule, granule=granule, layers=("g",))
+        space = SearchSpace(config=SpaceConfig(), facts=ModelFacts(layers=(), groups=(group,)))
+        parameter = space.raw()["prune_ratio/g"]
+        stored = FloatDistribution(parameter.low, parameter.high, step=parameter.step)
+        for steps in range(int(0.75 * count + 1e-9) + 1):
+            ratio = snap(group, steps / count)
+            assert stored._contains(ratio), (group.channels, ratio)
+            asked = space.decode({"prune_ratio/g": steps * stored.step})
+            assert asked.prune_ratio["g"] == ratio
