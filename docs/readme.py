@@ -24,7 +24,7 @@ _FILES_OF_ROOT = (
     ("Makefile  .ci/run", "the habits, and what the build server runs"),
 )
 _FOLDERS_OF_ROOT = (
-    ("studies/", "the built-in studies, one TOML file each; shipped in the wheel"),
+    ("studies/", "the built-in studies, one TOML file each, and the benchmark of the search; shipped in the wheel"),
     ("dashboards/", "template, script and style of the report; shipped in the wheel"),
     ("docs/", "the README's picture, and what prints its tables"),
     ("tests/", "as the package, and bench/: scripts that time it"),

@@ -23,10 +23,15 @@ installed = pytest.mark.skipif(
 @installed
 @pytest.mark.parametrize("kind", ["studies", "dashboards"])
 def test_the_installed_package_carries_the_resources_of_the_checkout(kind: str) -> None:
-    found = {p.relative_to(ROOT / kind): p.read_bytes() for p in (ROOT / kind).rglob("*") if p.is_file()}
-    carried = PACKAGE / "_resources" / kind
+    found, carried = files(ROOT / kind), files(PACKAGE / "_resources" / kind)
     assert found
-    assert {p.relative_to(carried): p.read_bytes() for p in carried.rglob("*") if p.is_file()} == found
+    assert carried == found
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Contents by path, without what Python compiled from the scripts of the benchmark."""
+    paths = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {p.relative_to(folder): p.read_bytes() for p in paths}
 
 
 @installed

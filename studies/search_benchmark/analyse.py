@@ -1,0 +1,412 @@
+"""Reads the rows of `run.py` and writes what they say: tables, intervals, and whether the criteria were met.
+
+    python studies/search_benchmark/analyse.py
+    python studies/search_benchmark/analyse.py --results my-results --out my-results/today.md
+
+Every number comes from `runs.csv` and `trials.csv`; the criteria are those of PROTOCOL.md. What is missing is named
+and left out. Nothing is run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from contenders import CONTENDERS, OURS, Kind
+from curve import DROP, SHARES, Point, at_shares, first_reach, over_time
+from paired import Interval, bootstrap, holm, relative_differences, signed_rank_p
+from run import FOLDER, number, read_rows
+
+DROPS = (0.02, DROP, 0.10)
+GAIN, SPEED_UP = 0.05, 5.0  # the criteria
+_LATE = 1.05  # of the budget; a run that took longer did not keep it
+_BUSY = 0.2  # share of trials that were timed while something else had the core
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run: its row, and its complete trials as points. `error`: why it counts as 0."""
+
+    task: str
+    contender: str
+    seed: int
+    budget_s: float
+    error: str
+    base_test: float
+    hv_val: float
+    points: tuple[Point, ...]
+
+    def shares(self, drop: float = DROP) -> tuple[float, ...]:
+        """Test hypervolume at each share of the budget; 0 for a run that crashed."""
+        return _shares(self, drop)
+
+    def final(self, drop: float = DROP) -> float:
+        """Test hypervolume at the full budget."""
+        return self.shares(drop)[-1]
+
+    def curve(self) -> list[tuple[float, float]]:
+        """(seconds, test hypervolume) after every trial; empty for a run that crashed."""
+        return _curve(self)
+
+
+# Runs are frozen and every table asks for the same ones, so their curves are computed once.
+@cache
+def _curve(run: Run) -> list[tuple[float, float]]:
+    return [] if run.error else over_time(run.points, run.base_test, budget_s=run.budget_s)
+
+
+@cache
+def _shares(run: Run, drop: float) -> tuple[float, ...]:
+    if run.error:
+        return (0.0,) * len(SHARES)
+    return tuple(at_shares(run.points, run.base_test, budget_s=run.budget_s, drop=drop))
+
+
+Runs = Mapping[tuple[str, str, int], Run]  # by task, contender and seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Ours against one contender, or against the best baseline of each task.
+
+    Attributes:
+        differences: by task, relative to the other's mean there.
+        interval: of their mean over tasks.
+        wins: share of the pairs in which ours is ahead.
+    """
+
+    differences: Mapping[str, tuple[float, ...]]
+    interval: Interval | None
+    p: float
+    wins: float
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs of runs were compared."""
+        return sum(map(len, self.differences.values()))
+
+
+def main() -> int:
+    """Write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=FOLDER / "results", help="folder of runs.csv and trials.csv")
+    parser.add_argument("--out", type=Path, help="file to write; <date>.md in --results by default")
+    arguments = parser.parse_args()
+    rows = read_rows(arguments.results / "runs.csv")
+    if not rows:
+        sys.exit(f"no rows in {arguments.results / 'runs.csv'}; run.py writes them")
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    out = arguments.out or arguments.results / f"{today}.md"
+    out.write_text(report(rows, read_rows(arguments.results / "trials.csv"), date=today), encoding="utf-8")
+    print(out)
+    return 0
+
+
+def report(rows: Sequence[Mapping[str, str]], trial_rows: Iterable[Mapping[str, str]], *, date: str) -> str:
+    """The whole report as Markdown, one chapter per budget."""
+    trial_rows = list(trial_rows)
+    parts = [f"# The search benchmark, {date}", "What was asked, and how: `PROTOCOL.md`. The rows: the CSV files here."]
+    for budget in sorted({float(row["budget_s"]) for row in rows}):
+        own = [row for row in rows if float(row["budget_s"]) == budget]
+        parts.append(_chapter(own, trial_rows, budget))
+    return "\n\n".join(parts) + "\n"
+
+
+def collect(
+    rows: Iterable[Mapping[str, str]], trial_rows: Iterable[Mapping[str, str]]
+) -> dict[tuple[str, str, int], Run]:
+    """Runs by task, contender and seed; trials of no run are dropped, and of two equal runs the later one counts."""
+    points: dict[str, list[Point]] = {}
+    for row in trial_rows:
+        if row["state"] == "complete" and row["test"] and row["val"]:
+            names = ("spent_s", "val", "test", "size_ratio", "latency_ratio")
+            points.setdefault(row["run"], []).append(Point(**{name: float(row[name]) for name in names}))
+    found = {}
+    for row in rows:
+        own = tuple(points.get(row["run"], ()))
+        missing = "" if own and row["base_test"] else "no complete trial"
+        run = Run(
+            task=row["task"],
+            contender=row["contender"],
+            seed=int(row["seed"]),
+            budget_s=float(row["budget_s"]),
+            error=row["error"] or missing,
+            base_test=float(row["base_test"] or 0),
+            hv_val=float(row["hv_val"] or 0),
+            points=own,
+        )
+        found[run.task, run.contender, run.seed] = run
+    return found
+
+
+# -- comparing
+
+
+def compare(runs: Runs, others: Mapping[str, str], *, who: str = OURS, drop: float = DROP) -> Comparison:
+    """`who` against `others`, the name of a contender for each task, over the seeds that both have."""
+    found: dict[str, tuple[float, ...]] = {}
+    for task, other in others.items():
+        seeds = [s for t, c, s in runs if t == task and c == who and (task, other, s) in runs]
+        ours = [runs[task, who, s].final(drop) for s in seeds]
+        theirs = [runs[task, other, s].final(drop) for s in seeds]
+        found[task] = tuple(float(d) for d in relative_differences(ours, theirs))
+    pooled = [d for values in found.values() for d in values]
+    return Comparison(
+        differences=found,
+        interval=bootstrap(list(found.values())),
+        p=signed_rank_p(pooled),
+        wins=sum(d > 0 for d in pooled) / len(pooled) if pooled else math.nan,
+    )
+
+
+def best_baselines(runs: Runs, *, drop: float = DROP) -> dict[str, str]:
+    """For each task that ours has: the baseline of the highest mean at the full budget, over the seeds of ours."""
+    found = {}
+    for task in _tasks(runs):
+        means = {
+            name: statistics.fmean(values)
+            for name in _names(runs, "baseline")
+            if (
+                values := [
+                    runs[t, c, s].final(drop) for t, c, s in runs if (t, c) == (task, name) and (t, OURS, s) in runs
+                ]
+            )
+        }
+        if means:
+            found[task] = max(means, key=lambda name: means[name])
+    return found
+
+
+def speed_ups(runs: Runs, others: Mapping[str, str]) -> dict[str, list[float]]:
+    """By task and pair: how many times sooner ours reached the other's final value than the other did; 0 is never."""
+    found: dict[str, list[float]] = {}
+    for task, other in others.items():
+        for t, c, seed in runs:
+            if (t, c) != (task, OURS) or (task, other, seed) not in runs:
+                continue
+            theirs = runs[task, other, seed]
+            own = first_reach(theirs.curve(), theirs.final())
+            if math.isfinite(own):
+                found.setdefault(task, []).append(own / first_reach(runs[t, c, seed].curve(), theirs.final()))
+    return found
+
+
+# -- writing
+
+
+def _chapter(rows: Sequence[Mapping[str, str]], trial_rows: Sequence[Mapping[str, str]], budget_s: float) -> str:
+    runs = collect(rows, trial_rows)
+    tasks = sorted({task for task, _, _ in runs})
+    parts = [f"## {number(budget_s)} s per run: {', '.join(tasks)}", _conditions(rows), _verdict(runs)]
+    parts += ["### Hypervolume on test data at shares of the budget", _over_tasks(runs, tasks)]
+    parts += [text for task in tasks for text in (f"#### {task}", _means(runs, [task]))]
+    parts += ["### Ours against each", _pairs(runs), "### Other references", _references(runs)]
+    parts += ["### Time to the best baseline's final value", _times(runs)]
+    notes = _warnings(rows, runs, trial_rows)
+    parts += ["### What to know before believing this", "\n".join(f"- {n}" for n in notes) if notes else "Nothing odd."]
+    return "\n\n".join(parts)
+
+
+def _conditions(rows: Sequence[Mapping[str, str]]) -> str:
+    kinds = {name: sorted({row[name] for row in rows if row[name]}) for name in ("processor", "cores", "commit")}
+    seeds = sorted({int(row["seed"]) for row in rows})
+    data = sorted(
+        {f"{row['task']} {row['train_samples']} images of {row['input']}" for row in rows if row["train_samples"]}
+    )
+    return (
+        f"{len(rows)} runs, seeds {', '.join(map(str, seeds))}; {' / '.join(kinds['processor'])}, "
+        f"{'/'.join(kinds['cores'])} cores; commit {', '.join(kinds['commit'])}. Training data: {'; '.join(data)}."
+    )
+
+
+def _verdict(runs: Runs) -> str:
+    best = best_baselines(runs)
+    compared = compare(runs, best)
+    if compared.interval is None:
+        return "Nothing to judge: `ours` and a baseline are not both there."
+    best_of = ", ".join(f"{name} on {task}" for task, name in best.items())
+    bare = compare(runs, best, who="no_inherit").interval
+    own = f" Without inherited weights it is {_percent(bare.mean)} {_range(bare)}." if bare else ""
+    ups = [up for values in speed_ups(runs, best).values() for up in values]
+    median = statistics.median(ups) if ups else 0.0
+    return "\n".join(
+        [
+            f"The best baselines are {best_of}.",
+            "",
+            f"- At the full budget ours has {_percent(compared.interval.mean)} {_range(compared.interval)} more "
+            f"hypervolume than the best baseline of each task; {_judged(compared)}.{own}",
+            f"- It had their final value {median:.1f} times sooner than they (median of {len(ups)} pairs); "
+            f"{SPEED_UP:.0f} times was asked: **{_met(median >= SPEED_UP)}**.",
+        ]
+    )
+
+
+def _judged(compared: Comparison) -> str:
+    interval = compared.interval
+    assert interval is not None
+    if math.isnan(interval.low):
+        means = [_mean(values) for values in compared.differences.values() if values]
+        return f"too few pairs for a verdict, ahead in the mean on {sum(m > 0 for m in means)} of {len(means)} tasks"
+    gained = interval.mean >= GAIN and interval.low > 0
+    return f"{_percent(GAIN)} with an interval above 0 was asked: **{_met(gained)}**"
+
+
+def _over_tasks(runs: Runs, tasks: Sequence[str]) -> str:
+    return (
+        "Means over tasks of means over seeds; `val` is the front at the full budget on validation data.\n\n"
+        + _means(runs, tasks)
+    )
+
+
+def _means(runs: Runs, tasks: Sequence[str]) -> str:
+    """A line per contender, the best at the full budget first; a contender that lacks a task comes last, marked."""
+    lines = []
+    for name in _names(runs):
+        own = {task: [r for (t, c, _), r in runs.items() if (t, c) == (task, name)] for task in tasks}
+        there = {task: found for task, found in own.items() if found}
+        if not there:
+            continue
+        columns = [_mean(_mean(r.shares()[i] for r in found) for found in there.values()) for i in range(len(SHARES))]
+        on_val = _mean(_mean(r.hv_val for r in found) for found in there.values())
+        label = name if len(there) == len(tasks) else f"{name} (only {', '.join(there)})"
+        count = sum(map(len, there.values()))
+        lines.append((len(there), columns[-1], [label, str(count), *(f"{v:.3f}" for v in [*columns, on_val])]))
+    head = ["contender", "runs", *(f"{share:.0%}" for share in SHARES), "val"]
+    return _table(head, [cells for _, _, cells in sorted(lines, key=lambda line: (-line[0], -line[1]))])
+
+
+def _pairs(runs: Runs) -> str:
+    tasks = _tasks(runs)
+    compared = {name: compare(runs, dict.fromkeys(tasks, name)) for name in _names(runs) if name != OURS}
+    compared = {name: c for name, c in compared.items() if c.pairs}
+    if not compared:
+        return "No pairs."
+    baselines = {name: c.p for name, c in compared.items() if _kind(name) == "baseline"}
+    corrected = holm(baselines)
+    lines = []
+    for name, c in sorted(compared.items(), key=lambda item: (_kind(item[0]) == "ablation", _mean_of(item[1]))):
+        by_task = [f"{_percent(_mean(c.differences[t]))}" if c.differences[t] else "" for t in tasks]
+        p = f"{c.p:.3g}" + (f" ({corrected[name]:.3g})" if name in corrected else "")
+        lines.append([name, str(c.pairs), _percent(_mean_of(c)), _range(c.interval), f"{c.wins:.0%}", p, *by_task])
+    head = ["against", "pairs", "more hypervolume", "95 %", "ours ahead", "p (Holm)", *tasks]
+    return (
+        "Paired by task and seed, relative to the other's mean. Baselines first, then ours without one part: there a "
+        "value above 0 is what the part is worth.\n\n" + _table(head, lines)
+    )
+
+
+def _references(runs: Runs) -> str:
+    lines = []
+    for drop in DROPS:
+        best = best_baselines(runs, drop=drop)
+        c = compare(runs, best, drop=drop)
+        if c.interval is not None:
+            names = ", ".join(f"{name} ({task})" for task, name in best.items())
+            lines.append([f"{drop:.2f}", _percent(c.interval.mean), _range(c.interval), f"{c.wins:.0%}", names])
+    if not lines:
+        return "No pairs."
+    return (
+        "Against the best baseline of each task, where the reference point is at another accuracy drop.\n\n"
+        + _table(["drop", "more hypervolume", "95 %", "ours ahead", "best baselines"], lines)
+    )
+
+
+def _times(runs: Runs) -> str:
+    best = best_baselines(runs)
+    ups = speed_ups(runs, best)
+    lines = []
+    for task, values in ups.items():
+        reached = sum(v > 0 for v in values)
+        lines.append([task, best[task], f"{statistics.median(values):.1f}", f"{reached} of {len(values)}"])
+    if not lines:
+        return "No pairs."
+    return "How many times sooner ours got there than the baseline itself, median over the seeds.\n\n" + _table(
+        ["task", "baseline", "times sooner", "pairs in which ours got there"], lines
+    )
+
+
+def _warnings(rows: Sequence[Mapping[str, str]], runs: Runs, trial_rows: Sequence[Mapping[str, str]]) -> list[str]:
+    found = [f"{len(rows) - len(runs)} runs were done twice; the later counts."] if len(rows) > len(runs) else []
+    for name in ("processor", "cores", "commit", "versions", "omp_threads"):
+        # "omp_threads" may be empty in all rows; the versions of a run that crashed at once are not known.
+        if len(kinds := {row[name] for row in rows if name == "omp_threads" or row[name]}) > 1:
+            found.append(f"The runs differ in {name}: {', '.join(sorted(kinds))[:300]}.")
+    for task in sorted({row["task"] for row in rows}):
+        own = [row for row in rows if row["task"] == task and row["input"]]
+        if len({(row["input"], row["train_samples"]) for row in own}) > 1:
+            found.append(f"The runs of {task} are not on the same data.")
+        if len({(row["seed"], row["teacher"]) for row in own}) > len({row["seed"] for row in own}):
+            found.append(f"The runs of {task} do not share one teacher per seed.")
+    if missing := [f"{t} {c} {s}" for t, c, s in _expected(runs) if (t, c, s) not in runs]:
+        found.append(
+            f"{len(missing)} runs are missing: {', '.join(missing[:10])}{' ...' if len(missing) > 10 else ''}."
+        )
+    found += [f"{t} {c} seed {s} counts as 0: {r.error}" for (t, c, s), r in sorted(runs.items()) if r.error]
+    late = [row for row in rows if row["spent_s"] and float(row["spent_s"]) > _LATE * float(row["budget_s"])]
+    found += [f"{r['task']} {r['contender']} seed {r['seed']} took {r['spent_s']} s." for r in late]
+    found += [f"{r['task']} {r['contender']} seed {r['seed']}: {r['message']}." for r in rows if r["message"]]
+    names = {row["run"] for row in rows}
+    timed = [row for row in trial_rows if row["run"] in names and row["contended"]]
+    busy = sum(row["contended"] == "1" for row in timed)
+    if timed and busy > _BUSY * len(timed):
+        found.append(f"{busy / len(timed):.0%} of the timings were disturbed by other programs.")
+    return found
+
+
+def _expected(runs: Runs) -> list[tuple[str, str, int]]:
+    tasks, seeds = {t for t, _, _ in runs}, {s for _, _, s in runs}
+    return sorted((t, c, s) for t in tasks for c in _names(runs) for s in seeds)
+
+
+def _tasks(runs: Runs) -> list[str]:
+    """Tasks that ours was run on."""
+    return sorted({task for task, contender, _ in runs if contender == OURS})
+
+
+def _names(runs: Runs, kind: Kind | None = None) -> list[str]:
+    """Contenders that there are runs of, in the order of the table; unknown ones last."""
+    there = {contender for _, contender, _ in runs}
+    ordered = [*(n for n in CONTENDERS if n in there), *sorted(there - set(CONTENDERS))]
+    return [name for name in ordered if kind is None or _kind(name) == kind]
+
+
+def _kind(name: str) -> Kind:
+    return CONTENDERS[name].kind if name in CONTENDERS else "ablation"
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _mean_of(compared: Comparison) -> float:
+    return compared.interval.mean if compared.interval else math.nan
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:+.1f} %"
+
+
+def _range(interval: Interval | None) -> str:
+    if interval is None or math.isnan(interval.low):
+        return "[too few pairs]"
+    return f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def _met(yes: bool) -> str:
+    return "met" if yes else "not met"
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
