@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 _MATRIX_RATE = 12.0  # a matrix step in units of the learning rate, at which Adam moves every entry by about one
 _MOMENTUM, _BETAS, _EPSILON = 0.9, (0.9, 0.99), 1e-8
+_MOST_WORK = 2e8  # multiplications for one product of a matrix with itself
 _ITERATIONS, _COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
 
 
@@ -33,46 +34,64 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step of every parameter that has a gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if _is_matrix(parameter):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(_matrix_step(parameter.grad, state), alpha=-group["lr"] * _MATRIX_RATE)
-                else:
-                    _adam_step_(parameter, parameter.grad, state, group["lr"])
+            matrices = [p for p in group["params"] if p.grad is not None and _is_matrix(p)]
+            for alike in _by_shape(matrices).values():
+                self._step_matrices_(alike, group)
+            vectors = [p for p in group["params"] if not _is_matrix(p)]
+            if any(p.grad is not None for p in vectors):
+                _adam_step_(vectors, group.setdefault("moments", {}), group["lr"])
+
+    def _step_matrices_(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Parameters whose matrices have one shape: together they take the time of one."""
+        ahead = []
+        for parameter in matrices:
+            momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+            momentum.mul_(_MOMENTUM).add_(parameter.grad)
+            ahead.append(parameter.grad.add(momentum, alpha=_MOMENTUM).flatten(1))  # type: ignore[union-attr]
+        rows, columns = ahead[0].shape
+        steps = orthogonalize(torch.stack(ahead)) * (_MATRIX_RATE * max(1.0, rows / columns) ** 0.5)
+        for parameter, step in zip(matrices, steps, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(step.reshape(parameter.shape), alpha=-group["lr"])
+
+
+def _by_shape(parameters: list[nn.Parameter]) -> dict[tuple[int, ...], list[nn.Parameter]]:
+    found: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        found.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
+    return found
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    return parameter.ndim >= 2 and min(parameter.shape[:2]) > 1  # [out, in, *kernel]; a depthwise weight has one input
+    """Whether a parameter [out, in, *kernel] is worth it: a depthwise weight has one input, a huge one takes too long."""
+    if parameter.ndim < 2 or min(parameter.shape[:2]) < 2:
+        return False
+    rows, columns = len(parameter), parameter[0].numel()
+    return rows * columns * min(rows, columns) <= _MOST_WORK
 
 
-def _matrix_step(gradient: Tensor, state: dict[str, Any]) -> Tensor:
-    momentum: Tensor = state.setdefault("momentum", torch.zeros_like(gradient))
-    momentum.mul_(_MOMENTUM).add_(gradient)
-    ahead = gradient.add(momentum, alpha=_MOMENTUM).flatten(1)
-    rows, columns = ahead.shape
-    step: Tensor = orthogonalize(ahead) * max(1.0, rows / columns) ** 0.5
-    return step.reshape(gradient.shape)
-
-
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """`matrix` [rows, columns] with its singular values brought to between 0.7 and 1.2, without a decomposition."""
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Matrices [..., rows, columns] with their singular values brought to between 0.7 and 1.2, not decomposed."""
     a, b, c = _COEFFICIENTS
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x: Tensor = wide / (wide.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if tall else matrices
+    x: Tensor = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mT if tall else x
 
 
-def _adam_step_(parameter: Tensor, gradient: Tensor, state: dict[str, Any], rate: float) -> None:
-    first: Tensor = state.setdefault("first", torch.zeros_like(parameter))
-    second: Tensor = state.setdefault("second", torch.zeros_like(parameter))
-    state["count"] = count = state.get("count", 0) + 1
+def _adam_step_(vectors: list[nn.Parameter], moments: dict[str, Any], rate: float) -> None:
+    """All of them as one long vector, since each alone is too short to be worth a call."""
+    gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in vectors])
+    if "first" not in moments:
+        moments |= {"first": torch.zeros_like(gradient), "second": torch.zeros_like(gradient), "count": 0}
+    moments["count"] += 1
+    first, second, count = moments["first"], moments["second"], moments["count"]
     first.lerp_(gradient, 1 - _BETAS[0])
     second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
     scale = (second / (1 - _BETAS[1] ** count)).sqrt_().add_(_EPSILON)
-    parameter.addcdiv_(first, scale, value=-rate / (1 - _BETAS[0] ** count))
+    step = first / scale * (-rate / (1 - _BETAS[0] ** count))
+    for parameter, part in zip(vectors, step.split([p.numel() for p in vectors]), strict=True):
+        parameter.add_(part.view_as(parameter))
