@@ -63,7 +63,7 @@ def _by_shape(parameters: list[nn.Parameter]) -> dict[tuple[int, ...], list[nn.P
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    """Whether a parameter [out, in, *kernel] is worth it: a depthwise weight has one input, a huge one takes too long."""
+    """Whether a parameter [out, in, *kernel] is worth it: a depthwise one has one input, a huge one takes too long."""
     if parameter.ndim < 2 or min(parameter.shape[:2]) < 2:
         return False
     rows, columns = len(parameter), parameter[0].numel()
