@@ -94,8 +94,8 @@ class SearchSpace:
             factor = 1 + knobs.get("knob/prune_slope", 0.0) * depth
             if len(group.layers) > 1:
                 factor *= 1 + knobs.get("knob/prune_coupled", 0.0)
-            ratio = min(self.config.max_prune_ratio, max(0.0, knobs.get("knob/prune_level", 0.0) * factor))
-            ratios[group.name] = snap(group, ratio)
+            ratio = max(0.0, knobs.get("knob/prune_level", 0.0) * factor)
+            ratios[group.name] = snap(group, min(self._ratios(group).high, ratio))
         base = knobs.get("knob/bits", self.config.weight_bits[-1])
         bits = {n.name: base for n in self.facts.layers}
         if bits and knobs.get("knob/bits_ends", 1):

@@ -107,12 +107,17 @@ def test_slope_moves_pruning_to_late_groups_and_coupled_spares_shared_ones():
     assert width_after(GROUPS[1], spared.prune_ratio["conv2"]) == 12
 
 
-@given(st.floats(0, 0.75), st.floats(-0.6, 0.6), st.floats(-0.6, 0.3), st.sampled_from((3, 4, 8, 32)))
-def test_every_setting_of_the_knobs_is_a_plan_of_the_space(level, slope, coupled, bits):
-    plan = SPACE.from_knobs(
-        {"knob/prune_level": level, "knob/prune_slope": slope, "knob/prune_coupled": coupled, "knob/bits": bits}
-    )
-    assert SPACE.encode(plan) is not None
+@given(
+    st.sampled_from((0.75, 0.7, 0.3)),
+    st.floats(0, 1),
+    st.floats(-0.6, 0.6),
+    st.floats(-0.6, 0.3),
+    st.sampled_from((3, 4, 8, 32)),
+)
+def test_every_setting_of_the_knobs_is_a_plan_of_the_space(highest, level, slope, coupled, bits):
+    space = SearchSpace(config=SpaceConfig(max_prune_ratio=highest), facts=SPACE.facts)
+    dials = {"knob/prune_level": level * highest, "knob/prune_slope": slope, "knob/prune_coupled": coupled}
+    assert space.encode(space.from_knobs({**dials, "knob/bits": bits})) is not None
 
 
 def test_the_references_are_half_floats_and_post_training_int8():
