@@ -1,4 +1,4 @@
-"""Removes channels: from a plan's ratio per group to a network that is really narrower.
+"""Removes channels and blocks: from a plan's ratio per group to a network that is really narrower.
 
 Which channels matter least is asked of `importance.py`; recovering the accuracy is not done here.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.compensate import Grams, compensate_, mark_channels_, read_marks
+from autocompress.compress.drop import drop_blocks_
 from autocompress.plan import CompressionPlan
 from autocompress.records import GroupFacts
 from autocompress.space.groups import build_graph, channel_blocks, full_group, has_blocks
@@ -28,7 +29,7 @@ def prune(
     *,
     grams: Grams | None = None,
 ) -> nn.Module:
-    """A copy of `model` with the plan's share of each group's channels removed.
+    """A copy of `model` with the plan's share of each group's channels removed, and its removed blocks left out.
 
     Args:
         model: in eval mode.
@@ -37,7 +38,7 @@ def prune(
         example: the inputs of one forward, each [batch, ...].
         grams: of the dense layers' inputs; with them the removed channels are folded into the kept ones.
     Raises:
-        ValueError: the plan names a group that the model does not have.
+        ValueError: the plan names a group or block that the model does not have.
     """
     known = {g.name: g for g in groups}
     if unknown := set(plan.prune_ratio) - set(known):
@@ -49,12 +50,12 @@ def prune(
             remove[name] = _least_important(scores[name], count)
     pruned = copy.deepcopy(model)
     if not remove:
-        return pruned
+        return drop_blocks_(pruned, plan.removed_blocks)
     remove_channels_(pruned, example, remove)
     if grams is not None:
         marked = remove_channels_(mark_channels_(copy.deepcopy(model)), example, remove)
         compensate_(pruned, model, read_marks(marked, model), grams)
-    return pruned
+    return drop_blocks_(pruned, plan.removed_blocks)  # last: a group may be named after a layer inside of a block
 
 
 def remove_channels_(model: nn.Module, example: Sequence[Tensor], remove: Mapping[str, Sequence[int]]) -> nn.Module:
