@@ -24,7 +24,7 @@ from autocompress.export.pack import PackedWeight, pack_float, pack_integer, tid
 from autocompress.export.to_onnx import Site, Skeleton, fill, input_names, strip, trace, trace_skeleton
 from autocompress.plan import CompressionPlan
 
-Widths = tuple[tuple[int, ...], ...]
+Widths = tuple[tuple[str, tuple[int, ...]], ...]  # shape of every parameter by its name
 _MOST_RETRACED = 8
 _MOST_CALIBRATION = 128  # more samples move the ranges by less than a step and cost most of the time
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -122,7 +122,8 @@ def _refuse_other_outputs(model: nn.Module, example: Sequence[Tensor]) -> None:
 
 def _float_graph(exporter: Exporter, folded: nn.Module) -> tuple[ir.Model, Skeleton]:
     """A filled skeleton that computes what torch computes; traced from the network itself where none does."""
-    widths = tuple(tuple(p.shape) for p in folded.parameters())
+    # by name: their order depends on which layers were rounded
+    widths = tuple(sorted((name, tuple(p.shape)) for name, p in folded.named_parameters()))
     for skeleton in (exporter.skeleton, exporter.retraced.get(widths)):
         if skeleton is not None and (graph := _filled(skeleton, folded, exporter.samples)):
             return graph, skeleton
