@@ -33,6 +33,7 @@ from autocompress.plan import CompressionPlan, DistillPlan, Importance
 from autocompress.records import Baseline, ModelFacts
 from autocompress.recover.data import DataSplits, Split, data_digest, split_data
 from autocompress.recover.finetune import TeacherOutputs, Trainer, finetune_, prefers_bf16
+from autocompress.space.blocks import find_blocks, with_groups
 from autocompress.space.groups import find_groups
 from autocompress.space.layers import count_macs, find_layers
 from autocompress.study.requests import Prepared, Source
@@ -267,7 +268,14 @@ def _find_facts(model: nn.Module, example: tuple[Tensor, ...], config: StudyConf
     groups, unpruned = find_groups(model, example, round_to=config.space.round_to, skip=config.space.skip)
     group_of = {layer: g.name for g in groups for layer in g.layers}
     named = tuple(replace(layer, group=group_of.get(layer.name)) for layer in layers)
-    return ModelFacts(layers=named, groups=tuple(groups), skips=(*unquantized, *unpruned), notes=tuple(notes))
+    blocks = find_blocks(model, example, skip=config.space.skip) if config.space.remove_blocks else []
+    return ModelFacts(
+        layers=named,
+        groups=tuple(groups),
+        skips=(*unquantized, *unpruned),
+        notes=tuple(notes),
+        blocks=tuple(with_groups(model, example, blocks, groups)),
+    )
 
 
 def _measure_baseline(task: Task) -> Baseline:
