@@ -206,7 +206,7 @@ def _card(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
         _bytes(point, shipped),
         "## What was done to the model",
         "\n".join(f"- {line}" for line in plan_lines(point.plan)),
-        "`plan.json` names every group and layer.",
+        "`plan.json` names every group, layer and removed block.",
         "## How to run it",
         _usage(shipped),
         "## Where it came from",

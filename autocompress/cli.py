@@ -189,7 +189,7 @@ def show(
 ) -> None:
     """Show a study, or one of its trials.
 
-    Configuration, groups, what was left alone and why, how the trials ended, and where the budget went.
+    Configuration, groups and blocks, what was left alone and why, how the trials ended, and where the budget went.
     """
     from autocompress.study.store import StudyStore
 

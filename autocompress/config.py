@@ -138,6 +138,7 @@ class SpaceConfig(Table):
     learning_rate: tuple[float, ...] = Field(
         (4e-3, 2e-3), min_length=1, description="peak learning rates of the recovery"
     )
+    remove_blocks: bool = Field(True, description="whether whole residual blocks may be left out")
     skip: tuple[str, ...] = Field((), description="layers that are left as they are, by name")
 
 

@@ -169,29 +169,29 @@ def plot_budget(facts: FrontFacts) -> go.Figure:
 
 
 def plot_layers(rows: Sequence[LayerRow]) -> go.Figure:
-    """Per layer, top to bottom as in the model: the share of channels removed, and the bits of the weights."""
+    """Per layer, top to bottom as in the model: the share of channels removed, and the bits of the weights.
+
+    Layers that went with their block are grey and have no bits.
+    """
     names = [row.name for row in rows]
     figure = go.Figure()
     share = [row.prune_ratio * 100 for row in rows]
-    hover = [
-        f"{row.name}: {row.kept} of {row.channels} channels kept, {row.bits} bits"
-        + (f"<br>left as it is: {row.skip}" if row.skip else "")
-        for row in rows
-    ]
     common = {
         "y": names,
         "orientation": "h",
-        "hovertext": hover,
+        "hovertext": [_layer_text(row) for row in rows],
         "hoverinfo": "text",
         "textposition": "outside",
         "textangle": 0,
     }
+    shades = [GREY if row.block else GREEN for row in rows]
     figure.add_trace(
-        go.Bar(x=share, text=[f"{s:.0f} %" if s else "" for s in share], marker={"color": GREEN}, **common)
+        go.Bar(x=share, text=[f"{s:.0f} %" if s else "" for s in share], marker={"color": shades}, **common)
     )
     colors = [BITS_COLOR.get(row.bits, GREY) for row in rows]
     bits = [row.bits for row in rows]
-    figure.add_trace(go.Bar(x=bits, text=bits, marker={"color": colors}, xaxis="x2", yaxis="y", **common))
+    texts = [str(row.bits) if row.bits else "" for row in rows]
+    figure.add_trace(go.Bar(x=bits, text=texts, marker={"color": colors}, xaxis="x2", yaxis="y", **common))
     figure.update_layout(showlegend=False, bargap=0.3)
     figure.update_layout(
         xaxis={
@@ -205,6 +205,13 @@ def plot_layers(rows: Sequence[LayerRow]) -> go.Figure:
     )
     _style(figure, height=110 + 22 * len(rows))
     return figure
+
+
+def _layer_text(row: LayerRow) -> str:
+    if row.block:
+        return f"{row.name}: removed with its block {row.block}"
+    text = f"{row.name}: {row.kept} of {row.channels} channels kept, {row.bits} bits"
+    return f"{text}<br>left as it is: {row.skip}" if row.skip else text
 
 
 def hover_text(fact: PointFacts, facts: FrontFacts) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 WEIGHT_BITS = (2, 3, 4, 8, 16, 32)
@@ -45,6 +45,8 @@ class CompressionPlan:
         importance: how the channels to remove are chosen.
         distill: temperature and weight of the teacher's soft targets.
         learning_rate: peak learning rate of the recovery, above 0; a network that was hurt less is trained at less.
+        removed_blocks: names of whole residual blocks that are left out; kept sorted, each once. What is inside of
+            one need not be named elsewhere in the plan, and `SearchSpace` never does.
     """
 
     prune_ratio: Mapping[str, float] = field(default_factory=dict)
@@ -53,8 +55,10 @@ class CompressionPlan:
     importance: Importance = "l2"
     distill: DistillPlan = field(default_factory=DistillPlan)
     learning_rate: float = 2e-3
+    removed_blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "removed_blocks", _block_names(self.removed_blocks))
         for group, ratio in self.prune_ratio.items():
             if not 0 <= ratio < 1:
                 raise ValueError(
@@ -72,8 +76,9 @@ class CompressionPlan:
 
     @property
     def trains(self) -> bool:
-        """Whether recovery can help: something was pruned, or some weights have fewer than 8 bits."""
-        return any(r > 0 for r in self.prune_ratio.values()) or any(b < 8 for b in self.weight_bits.values())
+        """Whether recovery can help: something was removed, or some weights have fewer than 8 bits."""
+        removed = bool(self.removed_blocks) or any(r > 0 for r in self.prune_ratio.values())
+        return removed or any(b < 8 for b in self.weight_bits.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives back an equal plan."""
@@ -84,6 +89,7 @@ class CompressionPlan:
             "importance": self.importance,
             "distill": {"temperature": self.distill.temperature, "weight": self.distill.weight},
             "learning_rate": self.learning_rate,
+            "removed_blocks": list(self.removed_blocks),
         }
 
     @classmethod
@@ -93,18 +99,20 @@ class CompressionPlan:
         Raises:
             ValueError: an unknown key, or a value out of its range.
         """
-        known = {"prune_ratio", "weight_bits", "activations", "importance", "distill", "learning_rate"}
+        known = {f.name for f in fields(cls)}
         if unknown := set(data) - known:
             raise ValueError(f"unknown key {sorted(unknown)[0]!r} in a plan; known are {sorted(known)}")
         return cls(**{**data, "distill": DistillPlan(**data.get("distill", {}))})
 
     def structure_key(self) -> str:
         """Digest of what decides bytes and latency: equal keys mean the same file but for the values in it."""
-        structure = {
+        structure: dict[str, Any] = {
             "prune_ratio": {g: r for g, r in sorted(self.prune_ratio.items()) if r > 0},
             "weight_bits": {n: b for n, b in sorted(self.weight_bits.items()) if b != 32},
             "activations": self.activations,
         }
+        if self.removed_blocks:  # left out where there are none: keys that were stored before there were blocks hold
+            structure["removed_blocks"] = list(self.removed_blocks)
         return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()[:16]
 
     def same_as(self, other: CompressionPlan) -> bool:
@@ -115,11 +123,33 @@ class CompressionPlan:
         return not self.trains or all(mine[key] == theirs[key] for key in ("importance", "distill", "learning_rate"))
 
     def compresses_at_least(self, other: CompressionPlan) -> bool:
-        """Whether this plan removes and rounds at least as much as `other` in every group and layer."""
-        groups = {*self.prune_ratio, *other.prune_ratio}
-        layers = {*self.weight_bits, *other.weight_bits}
+        """Whether this plan removes and rounds at least as much as `other` in every block, group and layer.
+
+        What is inside of a removed block and not named here any more is gone: nothing compresses it further.
+        """
+        groups = {g for g in {*self.prune_ratio, *other.prune_ratio} if g in self.prune_ratio or not self._removes(g)}
+        layers = {n for n in {*self.weight_bits, *other.weight_bits} if not self._removes(n)}
         return (
-            all(self.prune_ratio.get(g, 0.0) >= other.prune_ratio.get(g, 0.0) for g in groups)
+            set(self.removed_blocks) >= set(other.removed_blocks)
+            and all(self.prune_ratio.get(g, 0.0) >= other.prune_ratio.get(g, 0.0) for g in groups)
             and all(self.weight_bits.get(n, 32) <= other.weight_bits.get(n, 32) for n in layers)
             and ACTIVATIONS.index(self.activations) >= ACTIVATIONS.index(other.activations)
         )
+
+    def _removes(self, name: str) -> bool:
+        """Whether a layer of this name is inside of a removed block."""
+        return any(_is_inside(name, block) for block in self.removed_blocks)
+
+
+def _block_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(names, str) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"removed_blocks must be names of blocks, got {names!r}; for one block write ('layers.1',)")
+    ordered = tuple(sorted(set(names)))
+    for name in ordered:
+        if outer := next((b for b in ordered if b != name and _is_inside(name, b)), None):
+            raise ValueError(f"removed_blocks names {name!r} inside of {outer!r}; the outer one is enough")
+    return ordered
+
+
+def _is_inside(name: str, block: str) -> bool:
+    return name == block or name.startswith(f"{block}.")

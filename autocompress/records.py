@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
@@ -128,7 +128,7 @@ class TrialRecord(Record):
         belief: what the sampler expected of the plan: drop, sd, size_ratio, latency_ratio, gain, source.
         reason: why a trial was stopped, is infeasible or failed; how it was measured otherwise.
         artifact: path of the exported file relative to the workspace.
-        widths: channels kept per group.
+        widths: channels kept per group; 0 for a group that went with a removed block.
         durations_s: seconds per stage: prune, emit, latency, train, check, quality.
         spent_s: seconds of the study's budget spent when the trial ended.
         learning_curve: (seconds of training, loss), thinned.
@@ -185,6 +185,20 @@ class GroupFacts(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFacts(Record):
+    """A residual block that can be left out as a whole: without it, its input goes on as it is.
+
+    Attributes:
+        layers: its Conv and Linear layers.
+        groups: the groups that live entirely inside; those that its input and output belong to reach beyond it.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Skip(Record):
     """Something that is left as it is. `what`: "prune" or "quantize"."""
 
@@ -195,12 +209,21 @@ class Skip(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts(Record):
-    """What the space was built from: layers and groups in the order of the model, and what is skipped and why."""
+    """What the space was built from: layers, groups and blocks in the order of the model, what is skipped and why."""
 
     layers: tuple[LayerFacts, ...]
     groups: tuple[GroupFacts, ...]
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
+    blocks: tuple[BlockFacts, ...] = ()
+
+    def layers_in(self, blocks: Collection[str]) -> frozenset[str]:
+        """Layers that go with these blocks."""
+        return frozenset(layer for block in self.blocks if block.name in blocks for layer in block.layers)
+
+    def groups_in(self, blocks: Collection[str]) -> frozenset[str]:
+        """Groups that go with these blocks."""
+        return frozenset(group for block in self.blocks if block.name in blocks for group in block.groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

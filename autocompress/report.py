@@ -94,6 +94,7 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
                 {
                     "config": figures.FIGURE_CONFIG,
                     "bit_colors": figures.BITS_COLOR,
+                    "share_colors": {"kept": figures.GREEN, "gone": figures.GREY},
                     "figures": _figures(study, facts, chosen, trials),
                     **points,
                 }
@@ -177,7 +178,12 @@ def _points_data(study: StudyRecord, facts: FrontFacts, trials: dict[int, TrialR
     tables = [(point, layer_rows(study.facts, trials[point.trial])) for point in facts.front]
     layers: Sequence[LayerRow] = tables[0][1] if tables else []
     points = [
-        {"trial": point.trial, "kept": [row.kept for row in rows], "bits": [row.bits for row in rows]}
+        {
+            "trial": point.trial,
+            "kept": [row.kept for row in rows],
+            "bits": [row.bits for row in rows],
+            "blocks": [row.block for row in rows],
+        }
         for point, rows in tables
     ]
     return {

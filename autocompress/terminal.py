@@ -264,7 +264,7 @@ def print_studies(rows: Sequence[Mapping[str, Any]], *, stream: TextIO | None = 
 
 
 def print_study(study: StudyRecord, trials: Sequence[TrialRecord], *, stream: TextIO | None = None) -> None:
-    """Configuration in short, groups, what was left alone, how the trials ended, and where the budget went."""
+    """Configuration in short, groups, blocks, what was left alone, how the trials ended, where the budget went."""
     console = _stdout(stream)
     console.print(headline(study))
     device = study.device
@@ -278,6 +278,8 @@ def print_study(study: StudyRecord, trials: Sequence[TrialRecord], *, stream: Te
         for group in study.facts.groups:
             groups.add_row(group.name, str(group.channels), str(group.granule), ", ".join(group.layers))
         console.print(groups)
+        if study.facts.blocks:
+            console.print("blocks that may be removed: " + ", ".join(block.name for block in study.facts.blocks))
         for skip in study.facts.skips:
             console.print(f"left alone ({skip.what}): {skip.name}: {skip.reason}")
         for note in study.facts.notes:
@@ -309,7 +311,8 @@ def print_trial(study: StudyRecord, trial: TrialRecord, *, stream: TextIO | None
     rows = _table("group", "prune ratio", "channels kept")
     for group in dict.fromkeys([*trial.plan.prune_ratio, *trial.widths]):
         ratio = trial.plan.prune_ratio.get(group, 0.0)
-        rows.add_row(group, f"{ratio:.1%}", str(trial.widths.get(group, "")))
+        gone = trial.widths.get(group) == 0
+        rows.add_row(group, "removed" if gone else f"{ratio:.1%}", str(trial.widths.get(group, "")))
     if rows.row_count:
         console.print(rows)
     if bits := trial.plan.weight_bits:

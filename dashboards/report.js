@@ -43,7 +43,7 @@
     body.replaceChildren(...data.layers.map((layer, i) => {
       const row = document.createElement("tr");
       const removed = layer.channels ? 100 * (1 - point.kept[i] / layer.channels) : 0;
-      const cells = [layer.name, layer.kind, layer.group, layer.channels, point.kept[i], `${removed.toFixed(0)}%`, point.bits[i], layer.skip];
+      const cells = [layer.name, layer.kind, layer.group, layer.channels, point.kept[i], `${removed.toFixed(0)}%`, point.bits[i] || "–", layer.skip];
       cells.forEach((text, column) => {
         const cell = document.createElement(column === 0 ? "th" : "td");
         if (column === 0) cell.scope = "row";
@@ -62,12 +62,13 @@
     const [share, bits] = figure.data;
     const hover = data.layers.map((layer, i) => {
       const name = layer.name.replaceAll("<", "&lt;"), why = layer.skip.replaceAll("<", "&lt;");
+      if (point.blocks[i]) return `${name}: removed with its block ${point.blocks[i].replaceAll("<", "&lt;")}`;
       const text = `${name}: ${point.kept[i]} of ${layer.channels} channels kept, ${point.bits[i]} bits`;
       return why ? `${text}<br>left as it is: ${why}` : text;
     });
     figure.data = [
-      { ...share, x: removed, text: removed.map((r) => (r ? `${r.toFixed(0)} %` : "")), hovertext: hover },
-      { ...bits, x: point.bits, text: point.bits.map(String), hovertext: hover, marker: { color: point.bits.map((b) => data.bit_colors[b]) } },
+      { ...share, x: removed, text: removed.map((r) => (r ? `${r.toFixed(0)} %` : "")), hovertext: hover, marker: { color: point.blocks.map((b) => data.share_colors[b ? "gone" : "kept"]) } },
+      { ...bits, x: point.bits, text: point.bits.map((b) => (b ? String(b) : "")), hovertext: hover, marker: { color: point.bits.map((b) => data.bit_colors[b] || data.share_colors.gone) } },
     ];
     draw("layers");
   }

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.bundle import write_bundle
 from autocompress.errors import NotFoundError, UsageError
+from autocompress.plan import CompressionPlan
 from autocompress.records import FrontPoint
 from autocompress.resources import resource
 
@@ -104,6 +105,13 @@ def test_the_card_says_both_sizes_and_the_intervals(workspace: Path, tmp_path: P
     ):
         assert text in card
     assert "was changed since" not in card
+
+
+def test_the_card_names_the_blocks_that_were_removed(workspace: Path, tmp_path: Path) -> None:
+    point = replace(place(workspace, linear_model()), plan=CompressionPlan(removed_blocks=("layer2.1",)))
+    out = write_bundle(point, make_study(), workspace=workspace, out=tmp_path / "out")
+    assert "- removed: 1 block (layer2.1)" in (out / "model_card.md").read_text()
+    assert json.loads((out / "plan.json").read_text())["removed_blocks"] == ["layer2.1"]
 
 
 def test_a_file_that_changed_since_it_was_measured_is_told_on_the_card(workspace: Path, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from front_factories import BASELINE, make_facts, make_study, make_trial, make_trials
 
 from autocompress import figures
 from autocompress.front.summary import front_facts, layer_rows
 from autocompress.plan import CompressionPlan
-from autocompress.records import TrialState
+from autocompress.records import BlockFacts, TrialState
 
 FACTS = front_facts(make_study(), make_trials())
 
@@ -93,6 +95,17 @@ def test_the_layer_bars_hold_ratio_and_bits_in_the_order_of_the_model() -> None:
     assert share.y[0] == "conv1"
     assert share.x[0] == 50.0
     assert (bits.x[0], bits.x[-1]) == (8, 4)
+
+
+def test_the_bars_of_a_layer_that_went_with_its_block_say_so() -> None:
+    block = BlockFacts(name="layer1.0", layers=("layer1.0.conv1", "layer1.0.conv2"))
+    facts = replace(make_facts(), blocks=(block,))
+    trial = make_trial(1, 0.9, 1000, 0.5, plan=CompressionPlan(removed_blocks=("layer1.0",)))
+    share, bits = figures.plot_layers(layer_rows(facts, trial)).data
+    at = list(share.y).index("layer1.0.conv2")
+    assert (share.x[at], share.marker.color[at], share.marker.color[0]) == (100.0, figures.GREY, figures.GREEN)
+    assert (bits.x[at], bits.text[at], bits.text[0]) == (0, "", "32")
+    assert share.hovertext[at] == "layer1.0.conv2: removed with its block layer1.0"
 
 
 def test_the_budget_is_stacked_stage_by_stage() -> None:

@@ -12,7 +12,8 @@ import pytest
 from front_factories import BASELINE, make_facts, make_study, make_trial, make_trials
 
 from autocompress.front.summary import front_points
-from autocompress.records import Skip, TrialState
+from autocompress.plan import CompressionPlan
+from autocompress.records import BlockFacts, Skip, TrialState
 from autocompress.report import render_report
 
 
@@ -154,6 +155,21 @@ def test_a_metric_without_intervals_and_test_values_renders() -> None:
     page = Page(render_report(study, [make_trial(1, 0.51, 500_000, 0.5)]))
     assert "for 2.0 % more mse" in page.prose
     assert "test data was not looked at" in page.prose
+
+
+def test_removed_blocks_are_told_and_their_layers_marked() -> None:
+    block = BlockFacts(name="layer1.0", layers=("layer1.0.conv1", "layer1.0.conv2"), groups=("layer1.0.conv1",))
+    plan = CompressionPlan(removed_blocks=("layer1.0",))
+    trials = [make_trial(1, 0.97, 500_000, 0.5, plan=plan, widths={"layer1.0.conv1": 0}), make_trial(2, 0.98, 10**6, 1)]
+    page = Page(render_report(make_study(facts=replace(make_facts(), blocks=(block,))), trials))
+    assert "removed: 1 block (layer1.0)" in page.prose
+    assert "Grey: removed with its block." in page.prose
+    data = page.data()
+    at = [layer["name"] for layer in data["layers"]].index("layer1.0.conv2")  # type: ignore[attr-defined]
+    assert [(p["kept"][at], p["bits"][at], p["blocks"][at]) for p in data["points"]] == [  # type: ignore[attr-defined]
+        (0, 0, "layer1.0"), (16, 32, "")
+    ]  # fmt: skip
+    assert "Grey" not in Page(render_report(make_study(), trials)).prose
 
 
 def test_names_and_reasons_cannot_become_markup() -> None:

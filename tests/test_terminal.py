@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
-from front_factories import make_point, make_study, make_trial
+from front_factories import make_facts, make_point, make_study, make_trial
 
-from autocompress.records import Progress, TrialState
-from autocompress.terminal import LiveView, RunningFront, print_front, trial_line
+from autocompress.plan import CompressionPlan
+from autocompress.records import BlockFacts, Progress, TrialState
+from autocompress.terminal import LiveView, RunningFront, print_front, print_study, print_trial, trial_line
 
 
 class FakeTerminal(io.StringIO):
@@ -58,6 +60,22 @@ def test_a_noisy_timing_is_marked() -> None:
     )
     assert trial_line(noisy, on_front=True, metric="accuracy").endswith("ms noisy  on front")
     assert "noisy" not in trial_line(trial, on_front=True, metric="accuracy")
+
+
+def test_a_study_names_its_blocks_and_a_trial_those_it_removed() -> None:
+    block = BlockFacts(name="layer1.0", layers=("layer1.0.conv1", "layer1.0.conv2"), groups=("layer1.0.conv1",))
+    study = make_study(facts=replace(make_facts(), blocks=(block, replace(block, name="layer1.1"))))
+    stream = io.StringIO()
+    print_study(study, [], stream=stream)
+    assert "blocks that may be removed: layer1.0, layer1.1" in stream.getvalue()
+    plan = CompressionPlan(prune_ratio={"conv1": 0.5}, removed_blocks=("layer1.0",))
+    trial = make_trial(1, 0.97, 200_000, 0.5, plan=plan, widths={"conv1": 8, "layer1.0.conv1": 0})
+    stream = io.StringIO()
+    print_trial(study, trial, stream=stream)
+    assert "removed: 1 block (layer1.0)" in stream.getvalue()
+    rows = [line.split() for line in stream.getvalue().splitlines()]
+    assert ["conv1", "50.0%", "8"] in rows
+    assert ["layer1.0.conv1", "removed", "0"] in rows
 
 
 def _latency(trial: object) -> dict[str, object]:

@@ -1,1 +1,1 @@
-"""From a plan to a smaller network: which channels go, removing them, and rounding weights."""
+"""From a plan to a smaller network: which channels go, removing them and blocks, and rounding weights."""

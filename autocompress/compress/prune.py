@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.compensate import Grams, compensate_, mark_channels_, read_marks
+from autocompress.compress.drop import drop_blocks_
+from autocompress.plan import CompressionPlan
+from autocompress.records import ModelFacts
 from autocompress.space.groups import build_graph, channel_blocks, full_group, has_blocks
+from autocompress.space.search_space import kept_widths
 
 
 def prune(
@@ -51,6 +55,27 @@ def prune(
         marked = remove_channels_(mark_channels_(copy.deepcopy(model)), example, remove)
         compensate_(pruned, model, read_marks(marked, model), grams)
     return pruned
+
+
+def prune_to_plan(
+    model: nn.Module,
+    plan: CompressionPlan,
+    facts: ModelFacts,
+    scores: Mapping[str, Tensor],
+    example: Sequence[Tensor],
+    *,
+    grams: Grams | None = None,
+) -> nn.Module:
+    """A copy of `model` with the plan's share of each group's channels removed, and its removed blocks left out.
+
+    Args:
+        model, scores, example, grams: as `prune` takes them; `scores` may hold groups of removed blocks.
+    Raises:
+        ValueError: the plan names a group or block that the model does not have.
+    """
+    widths = {name: width for name, width in kept_widths(facts, plan).items() if width}
+    pruned = prune(model, widths, scores, example, grams=grams)
+    return drop_blocks_(pruned, plan.removed_blocks)  # last: a group may be named after a layer inside of a block
 
 
 def kept_scores(scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from autocompress.compress.drop import is_dropped
+
 _SMALLEST = 1e-18
 _CLIP_SHARES = torch.linspace(0.3, 1.0, 36)
 
@@ -99,13 +101,15 @@ class FakeQuantize(nn.Module):
 
 
 def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int]) -> nn.Module:
-    """Put a `FakeQuantize` on every layer with at most 8 bits, in place.
+    """Put a `FakeQuantize` on every layer with at most 8 bits, in place; layers of dropped blocks are passed over.
 
     Raises:
         ValueError: a layer is not in the model, or its weight is not finite.
     """
     modules = dict(model.named_modules())
     for name, bits in weight_bits.items():
+        if is_dropped(modules, name):
+            continue
         if name not in modules:
             raise ValueError(f"weight_bits names {name!r}, which is not a layer of the model")
         if bits <= 8:

@@ -1,13 +1,16 @@
 """Emits the file of a plan: fold, fill, quantize activations, pack. The one place that knows that order.
 
-Emitting costs milliseconds because the network was traced once; an untrained network has the same
-bytes and speed as a trained one, so a plan's size and latency are known before any training.
+Emitting costs milliseconds because the network was traced once, also for plans that leave blocks out;
+an untrained network has the same bytes and speed as a trained one, so a plan's size and latency are
+known before any training.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -16,16 +19,20 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.drop import drop_blocks_
 from autocompress.compress.quantize import QuantizedWeight
 from autocompress.errors import UsageError
 from autocompress.export.activations import Ranges, calibrate, quantize_activations
 from autocompress.export.fold import Pairs, find_pairs, fold
 from autocompress.export.pack import PackedWeight, pack_float, pack_integer, tidy, to_bytes
-from autocompress.export.to_onnx import Site, Skeleton, fill, input_names, strip, trace, trace_skeleton
+from autocompress.export.to_onnx import Site, Skeleton, fill, input_names, strip, trace, trace_skeleton, without_blocks
 from autocompress.plan import CompressionPlan
 
-Widths = tuple[tuple[int, ...], ...]
-_MOST_RETRACED = 8
+Widths = tuple[tuple[str, tuple[int, ...]], ...]  # shape of every parameter by its name
+Blocks = tuple[str, ...]
+_Key = TypeVar("_Key")
+_Kept = TypeVar("_Kept")
+_MOST_KEPT = 8  # skeletons, of each kind
 _MOST_CALIBRATION = 128  # more samples move the ranges by less than a step and cost most of the time
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
@@ -35,17 +42,21 @@ class Exporter:
     """What all artifacts of a study share.
 
     Attributes:
+        dense: the network with its batch norms folded.
         pairs: batch norms that fold into the layer before them.
         skeleton: of the dense network; it need not hold for every narrower one.
         samples: inputs for calibration and for comparing with torch, each [n, ...].
         ranges: activation ranges of the dense network, good enough for files that are only timed.
+        shorter: by the blocks that are left out, what stands for skeleton and ranges; it is filled for any widths.
         retraced: by widths, what had to be traced anew; a trial asks twice for the same.
     """
 
+    dense: nn.Module
     pairs: Pairs
     skeleton: Skeleton
     samples: tuple[Tensor, ...]
     ranges: Ranges
+    shorter: dict[Blocks, tuple[Skeleton, Ranges]] = field(default_factory=dict, repr=False)
     retraced: dict[Widths, Skeleton] = field(default_factory=dict, repr=False)
 
 
@@ -62,16 +73,14 @@ def make_exporter(model: nn.Module, samples: Sequence[Tensor]) -> Exporter:
     _refuse_other_outputs(model, example)
     pairs = find_pairs(model, example)
     folded, _ = fold(model, pairs)
-    skeleton = trace_skeleton(folded, example)
-    if not _computes(skeleton, folded, samples):  # a value of a parameter went into a constant: trace the real ones
-        skeleton = trace(folded, example)
-        if not _computes(skeleton, folded, samples):
-            raise UsageError(
-                "the model cannot be exported to ONNX: the exported graph computes something else than its forward; "
-                "make sure that the forward in eval mode is deterministic and does not depend on the batch size"
-            )
+    skeleton = _traced(folded, samples)
+    if skeleton is None:
+        raise UsageError(
+            "the model cannot be exported to ONNX: the exported graph computes something else than its forward; "
+            "make sure that the forward in eval mode is deterministic and does not depend on the batch size"
+        )
     ranges = _calibrate(fill(skeleton, folded), samples)
-    return Exporter(pairs=pairs, skeleton=skeleton, samples=tuple(samples), ranges=ranges)
+    return Exporter(dense=folded, pairs=pairs, skeleton=skeleton, samples=tuple(samples), ranges=ranges)
 
 
 def emit(
@@ -85,13 +94,13 @@ def emit(
     """The bytes of the artifact.
 
     Args:
-        model: pruned, in eval mode, its weights settled to the values of `quantized`.
+        model: pruned, the plan's blocks left out, in eval mode, its weights settled to the values of `quantized`.
         trained: False for a file that is only weighed and timed; its activation ranges are the dense network's.
     Raises:
         ValueError: the file would not compute what the network computes.
     """
     folded, integers = fold(model, exporter.pairs, quantized)
-    graph, skeleton = _float_graph(exporter, folded)
+    graph, skeleton, known = _float_graph(exporter, folded, plan.removed_blocks)
     packed = [_packed(site, q) for n, q in integers.items() for site in skeleton.sites.get(f"{n}.weight", ())]
     half_layers = [n for n, bits in plan.weight_bits.items() if bits == 16]
     half_sites = [site.name for n in half_layers for site in skeleton.sites.get(f"{n}.weight", ())]
@@ -100,8 +109,7 @@ def emit(
     weights = {w.name: (w.scale, w.axis) for w in packed}
     keep_float = _name_nodes(graph, weights)
     proto = ir.to_proto(graph)
-    known = not trained and skeleton is exporter.skeleton
-    ranges = exporter.ranges if known else _calibrate(graph, exporter.samples)
+    ranges = known if known is not None and not trained else _calibrate(graph, exporter.samples)
     quantized_graph = ir.from_proto(quantize_activations(proto, ranges, weights, keep_float))
     initializers = quantized_graph.graph.initializers
     used = [w for w in packed if f"{w.name}_quantized" in initializers]
@@ -120,23 +128,64 @@ def _refuse_other_outputs(model: nn.Module, example: Sequence[Tensor]) -> None:
         )
 
 
-def _float_graph(exporter: Exporter, folded: nn.Module) -> tuple[ir.Model, Skeleton]:
-    """A filled skeleton that computes what torch computes; traced from the network itself where none does."""
-    widths = tuple(tuple(p.shape) for p in folded.parameters())
-    for skeleton in (exporter.skeleton, exporter.retraced.get(widths)):
-        if skeleton is not None and (graph := _filled(skeleton, folded, exporter.samples)):
-            return graph, skeleton
+def _float_graph(exporter: Exporter, folded: nn.Module, blocks: Blocks) -> tuple[ir.Model, Skeleton, Ranges | None]:
+    """A filled skeleton that computes what torch computes, and its dense ranges if they are known.
+
+    It is traced from the network itself where no other one does.
+    """
+    skeleton, ranges = _dense_skeleton(exporter, blocks)
+    if graph := _filled(skeleton, folded, exporter.samples):
+        return graph, skeleton, ranges
+    # by name: their order depends on which layers were rounded
+    widths = tuple(sorted((name, tuple(p.shape)) for name, p in folded.named_parameters()))
+    known = exporter.retraced.get(widths)
+    if known is not None and (graph := _filled(known, folded, exporter.samples)):
+        return graph, known, None
     example = tuple(t[:2] for t in exporter.samples)
     skeleton = trace_skeleton(folded, example)
     if graph := _filled(skeleton, folded, exporter.samples):
-        while len(exporter.retraced) >= _MOST_RETRACED:
-            exporter.retraced.pop(next(iter(exporter.retraced)))
-        exporter.retraced[widths] = skeleton
-        return graph, skeleton
+        _keep(exporter.retraced, widths, skeleton)
+        return graph, skeleton, None
     skeleton = trace(folded, example)
     if graph := _filled(skeleton, folded, exporter.samples):
-        return graph, skeleton
+        return graph, skeleton, None
     raise ValueError("the exported graph computes something else than the network")
+
+
+def _dense_skeleton(exporter: Exporter, blocks: Blocks) -> tuple[Skeleton, Ranges]:
+    """Skeleton and ranges of the dense network without these blocks: cut from the whole one, or else traced once."""
+    if not blocks:
+        return exporter.skeleton, exporter.ranges
+    if blocks not in exporter.shorter:
+        dense = drop_blocks_(copy.deepcopy(exporter.dense), blocks)
+        skeleton, ranges = without_blocks(exporter.skeleton, blocks), exporter.ranges
+        if skeleton is None or not _computes(skeleton, dense, exporter.samples):
+            skeleton = _traced(dense, exporter.samples)
+            if skeleton is None:
+                raise ValueError("the exported graph computes something else than the network without its blocks")
+            ranges = _calibrate(fill(skeleton, dense), exporter.samples)
+        _keep(exporter.shorter, blocks, (skeleton, ranges))
+    return exporter.shorter[blocks]
+
+
+def _keep(cache: dict[_Key, _Kept], key: _Key, value: _Kept) -> None:
+    """Remember a value; the oldest ones go."""
+    while len(cache) >= _MOST_KEPT:
+        cache.pop(next(iter(cache)))
+    cache[key] = value
+
+
+def _traced(folded: nn.Module, samples: Sequence[Tensor]) -> Skeleton | None:
+    """A skeleton that computes what `folded` computes, or None.
+
+    Where a value of a parameter went into a constant, it is traced with the real ones.
+    """
+    example = tuple(t[:2] for t in samples)
+    for how in (trace_skeleton, trace):
+        skeleton = how(folded, example)
+        if _computes(skeleton, folded, samples):
+            return skeleton
+    return None
 
 
 def _filled(skeleton: Skeleton, folded: nn.Module, samples: Sequence[Tensor]) -> ir.Model | None:

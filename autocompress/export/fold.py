@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from autocompress.compress.drop import is_dropped, replace_module_
 from autocompress.compress.quantize import QuantizedWeight
 from autocompress.space.layers import CONVS
 
@@ -62,6 +63,8 @@ def fold(
 ) -> tuple[nn.Module, dict[str, QuantizedWeight]]:
     """A copy of `model` without the paired batch norms, and the integers under their new scales.
 
+    Pairs that went with a dropped block are passed over.
+
     Args:
         model: in eval mode, weights settled (no parametrizations).
         quantized: integers per layer, as `settle_weights_` gives them.
@@ -70,9 +73,11 @@ def fold(
     integers = dict(quantized or {})
     modules = dict(folded.named_modules())
     for layer_name, norm_name in pairs:
+        if is_dropped(modules, layer_name) or is_dropped(modules, norm_name):
+            continue
         layer, norm = modules[layer_name], modules[norm_name]
         _fold_pair_(layer, norm)
-        _replace_(folded, norm_name, nn.Identity())
+        replace_module_(folded, norm_name, nn.Identity())
         if layer_name in integers:
             integers[layer_name] = _rescale(integers[layer_name], norm)
     return folded, integers
@@ -127,8 +132,3 @@ def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * max(1.0, b.abs().max().item())))
-
-
-def _replace_(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

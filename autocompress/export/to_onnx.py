@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import UsageError
+from autocompress.export.cut import Span, find_spans, without_spans
 
 OPSET = 21  # the first with int4; every later runtime reads it
 
@@ -35,10 +36,11 @@ class Site:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skeleton:
-    """A traced graph and where each parameter stands in it; a tied one can stand in several places."""
+    """A traced graph, where each parameter stands in it (a tied one in several places), and spans of its modules."""
 
     model: ir.Model
     sites: Mapping[str, tuple[Site, ...]]
+    spans: Mapping[str, Span]
 
 
 def input_names(count: int) -> list[str]:
@@ -63,8 +65,18 @@ def trace(model: nn.Module, example: Sequence[Tensor]) -> Skeleton:
     onnx_model = _export(model, example)
     graph = onnx_model.graph
     _free_reshapes_(graph)
+    spans = find_spans(graph)
     strip(onnx_model)
-    return Skeleton(model=onnx_model, sites=_find_sites(graph, model))
+    return Skeleton(model=onnx_model, sites=_find_sites(graph, model), spans=spans)
+
+
+def without_blocks(skeleton: Skeleton, blocks: Sequence[str]) -> Skeleton | None:
+    """The skeleton of the network without these blocks, or None where it cannot be had from this one."""
+    if any(name not in skeleton.spans for name in blocks):
+        return None
+    model = without_spans(skeleton.model, [skeleton.spans[name] for name in blocks])
+    left = {k: tuple(s for s in sites if s.name in model.graph.initializers) for k, sites in skeleton.sites.items()}
+    return Skeleton(model=model, sites={key: sites for key, sites in left.items() if sites}, spans={})
 
 
 def fill(skeleton: Skeleton, model: nn.Module) -> ir.Model:

@@ -67,6 +67,8 @@ def wilson_interval(share: float, samples: int) -> tuple[float, float]:
 def plan_lines(plan: CompressionPlan) -> list[str]:
     """The plan for people, one choice a line; nothing that was left alone is named."""
     lines = []
+    if blocks := plan.removed_blocks:
+        lines.append(f"removed: {_count(len(blocks), 'block')} ({', '.join(blocks)})")
     if pruned := [(ratio, group) for group, ratio in plan.prune_ratio.items() if ratio > 0]:
         shares = [ratio for ratio, _ in pruned]
         spread = f"{min(shares):.0%} to {max(shares):.0%}" if max(shares) - min(shares) > 0.005 else f"{shares[0]:.0%}"

@@ -37,7 +37,10 @@ class PointFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
-    """What became of one layer. `kept` of `channels` outputs; `bits` of its weights; `skip`: why it was left alone."""
+    """What became of one layer. `kept` of `channels` outputs; `bits` of its weights; `skip`: why it was left alone.
+
+    `block` is the removed block that it went with: then it has no channels and no bits.
+    """
 
     name: str
     kind: str
@@ -46,6 +49,7 @@ class LayerRow:
     kept: int
     bits: int
     skip: str = ""
+    block: str = ""
 
     @property
     def prune_ratio(self) -> float:
@@ -165,8 +169,22 @@ def layer_rows(facts: ModelFacts, trial: TrialRecord) -> list[LayerRow]:
     """What became of every layer with weights, in the order of the model: channels kept, and bits."""
     channels = {group.name: group.channels for group in facts.groups}
     skips = {skip.name: f"{skip.what}: {skip.reason}" for skip in facts.skips}
+    blocks = {name: b.name for b in facts.blocks if b.name in trial.plan.removed_blocks for name in b.layers}
     rows = []
     for layer in facts.layers:
+        if block := blocks.get(layer.name):
+            rows.append(
+                LayerRow(
+                    name=layer.name,
+                    kind=layer.kind,
+                    group=layer.group,
+                    channels=layer.out_channels,
+                    kept=0,
+                    bits=0,
+                    block=block,
+                )
+            )
+            continue
         whole = channels.get(layer.group or "", 0)
         width = trial.widths.get(layer.group or "", whole)
         rows.append(

@@ -51,7 +51,8 @@ class SizeModel:
         outputs, inputs = self._options.shapes(candidates.width)
         bits = self._options.bits[candidates.bits]
         weights = stored_bytes(outputs * inputs * self._options.taps, bits)
-        total: Floats = weights.sum(1) + (4 * outputs * (1 + (bits <= 8))).sum(1)
+        left = self._options.layers_left(candidates.removed)
+        total: Floats = (left * (weights + 4 * outputs * (1 + (bits <= 8)))).sum(1)
         return total
 
     def _any(self) -> list[float]:
@@ -86,7 +87,7 @@ class LatencyModel:
 
     def predict(self, candidates: Candidates) -> Floats:
         """Ratio to the baseline's latency, [n]."""
-        features = self._features(*self._options.shapes(candidates.width))
+        features = self._features(candidates)
         ratios = np.zeros(len(candidates))
         for kind, belief in enumerate(self._beliefs):
             rows = candidates.activations == kind
@@ -95,7 +96,7 @@ class LatencyModel:
 
     def observe(self, candidates: Candidates, ratios: Floats) -> None:
         """Learn from timed files."""
-        features = self._features(*self._options.shapes(candidates.width))
+        features = self._features(candidates)
         for row, ratio in enumerate(ratios.tolist()):
             self._beliefs[int(candidates.activations[row])].observe(features[row], ratio, _NOISE * ratio)
 
@@ -106,9 +107,11 @@ class LatencyModel:
         weights = np.maximum(scale * self._shares + theta[3:], 0.0) / np.maximum(self._dense, 1e-12)
         return weights[: self._layers], weights[self._layers :]
 
-    def _features(self, outputs: Floats, inputs: Floats) -> Floats:
+    def _features(self, candidates: Candidates) -> Floats:
         """1, both kinds of work in units of the dense network's, and the same for each layer, [n, 3 + 2 layers]."""
-        parts = np.concatenate(_work(self._options, outputs, inputs), axis=1) / np.maximum(self._dense, 1e-12)
+        left = np.tile(self._options.layers_left(candidates.removed), 2)
+        work = np.concatenate(_work(self._options, *self._options.shapes(candidates.width)), axis=1)
+        parts = left * work / np.maximum(self._dense, 1e-12)
         weighted = parts * self._shares
         sums = [np.ones(len(parts)), weighted[:, : self._layers].sum(1), weighted[:, self._layers :].sum(1)]
         return np.concatenate([np.stack(sums, axis=1), parts], axis=1)

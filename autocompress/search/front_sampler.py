@@ -89,9 +89,7 @@ class FrontSampler(BaseSampler):
         self._solver = Solver(self._options)
         self._size, self._latency = SizeModel(self._options), LatencyModel(self._options)
         tables = (sensitivity or Sensitivity()).tables(self._options)
-        self._damage = DamageModel(
-            width=tables[0], bits=tables[1], activations=tables[2], learns="surrogate" not in without
-        )
+        self._damage = DamageModel(self._options, **tables, learns="surrogate" not in without)
         self._raw = distributions(space.raw())
         self._random = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
@@ -111,10 +109,10 @@ class FrontSampler(BaseSampler):
         self._learn(study)
         pool, sources = self._pool()
         front = np.array([point for _, point in self._trained]).reshape(-1, 3)
-        mean, sd = self._damage.predict((pool.width, pool.bits, pool.activations), training=self._usual_training())
+        mean, sd = self._damage.predict(pool, training=self._usual_training())
         cheap = self._cheap(pool)
         gains = expected_gain(mean, sd, cheap, front) * self._allowed(mean, sd, cheap)
-        gains[[key in self._seen for key in _keys(pool)]] = -1.0
+        gains[[key in self._seen for key in _keys(self._options, pool)]] = -1.0
         best = int(gains.argmax())
         belief: dict[str, Any] = {
             "drop": float(mean[best]), "sd": float(sd[best]), "size_ratio": float(cheap[best, 0]),
@@ -143,10 +141,11 @@ class FrontSampler(BaseSampler):
         if plan is None or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             return
         one = self._options.encode([plan])
-        if trial.number > 0 and set(_keys(one)) and plan.trains:
-            self._seen.update(_keys(one))
+        if trial.number > 0 and plan.trains:
+            self._seen.update(_keys(self._options, one))
         size, latency = self._weighed(trial)
-        asked = {plan.weight_bits.get(n.name, 32) for n in self._space.facts.layers}
+        gone = self._space.facts.layers_in(plan.removed_blocks)
+        asked = {plan.weight_bits.get(n.name, 32) for n in self._space.facts.layers if n.name not in gone}
         if size is not None and asked <= set(self._options.bits.tolist()):
             self._size.observe(one, np.array([size]))
         if latency is not None and (plan.activations == "float" or max(asked, default=32) <= 8):
@@ -163,7 +162,7 @@ class FrontSampler(BaseSampler):
             trained = float(trial.user_attrs.get("trained_s") or self._reference.train_s)
             self._trainings.append(max(1.0, trained / self._reference.train_s))
             self._damage.observe(
-                (one.width[0], one.bits[0], one.activations[0]),
+                one,
                 drop,
                 training=trained / self._reference.train_s,
                 noise=self._reference.noise,
@@ -199,12 +198,13 @@ class FrontSampler(BaseSampler):
         count = int(np.clip(_PAIRS // pairs, 2, _SOLVED))
         kinds = options.activations[np.arange(count) % len(options.activations)]
         shares = [self._latency.layer_shares(int(k)) for k in kinds]
-        width, bits, _ = self._damage.tables(draw)
+        width, bits, blocks = self._damage.tables(draw)
         timed, weighed = (name in self._reference.objectives for name in ("latency", "size"))
         narrow = int(np.argmax(options.bits <= 8)) if (options.bits <= 8).any() else 0
         prices = Prices(
             width=width,
             bits=bits,
+            blocks=np.full(len(blocks), np.inf) if "blocks" in self._without else blocks,
             size=_log_uniform(draw, _SIZE_PRICES, count) * weighed / self._reference.size_bytes,
             latency=_log_uniform(draw, _LATENCY_PRICES, count) * timed,
             multiply=np.array([s[0] for s in shares]),
@@ -235,24 +235,27 @@ class FrontSampler(BaseSampler):
         found = []
         for _ in range(_MUTATED):
             one = parents[self._random.integers(len(parents))]
-            width, bits, kinds = one.width.copy(), one.bits.copy(), one.activations.copy()
+            changed = one.take(np.array([0]))  # a copy
             for _ in range(self._random.integers(1, 4)):
-                self._change(width[0], bits[0], kinds)
-            found.append(Candidates(width=width, bits=bits, activations=kinds))
+                self._change_(changed)
+            found.append(changed)
         return stack(found)
 
-    def _change(self, width: Any, bits: Any, kinds: Any) -> None:
+    def _change_(self, one: Candidates) -> None:
         options, draw = self._options, self._random
-        what = draw.integers(5)
-        if what < 2 and len(width):
-            group = draw.integers(len(width))
+        what = draw.integers(6)
+        if what < 2 and one.width.size:
+            group = draw.integers(one.width.shape[1])
             top = int(options.allowed[group].sum()) - 1
-            width[group] = np.clip(width[group] + draw.choice([-1, 1]), 0, top)
-        elif what < 4 and len(bits):
-            layer = draw.integers(len(bits))
-            bits[layer] = np.clip(bits[layer] + draw.choice([-1, 1]), 0, len(options.bits) - 1)
+            one.width[0, group] = np.clip(one.width[0, group] + draw.choice([-1, 1]), 0, top)
+        elif what < 4 and one.bits.size:
+            layer = draw.integers(one.bits.shape[1])
+            one.bits[0, layer] = np.clip(one.bits[0, layer] + draw.choice([-1, 1]), 0, len(options.bits) - 1)
+        elif what < 5 and one.removed.size and "blocks" not in self._without:
+            block = draw.integers(one.removed.shape[1])
+            one.removed[0, block] = not one.removed[0, block]
         else:
-            kinds[:] = options.activations[draw.integers(len(options.activations))]
+            one.activations[:] = options.activations[draw.integers(len(options.activations))]
 
     def _cheap(self, pool: Candidates) -> Floats:
         named = {
@@ -284,8 +287,11 @@ class FrontSampler(BaseSampler):
         return found
 
 
-def _keys(candidates: Candidates) -> list[bytes]:
-    parts = np.concatenate([candidates.width, candidates.bits, candidates.activations[:, None]], axis=1)
+def _keys(options: Options, candidates: Candidates) -> list[bytes]:
+    """What makes two plans one: what is inside of a removed block does not."""
+    width = candidates.width * options.groups_left(candidates.removed)
+    bits = candidates.bits * options.layers_left(candidates.removed)
+    parts = np.concatenate([width, bits, candidates.removed, candidates.activations[:, None]], axis=1)
     return [row.astype(np.int16).tobytes() for row in parts]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
 
+_BLOCK = 1.0  # groups that a removed block counts for
 _SAME = 0.02  # mean shares removed that differ by less count as equal; then the longer training decides
 
 
@@ -22,10 +23,13 @@ def choose_parent(plan: CompressionPlan, trials: Iterable[TrialRecord]) -> Trial
 
 def _contains(parent: CompressionPlan, child: CompressionPlan) -> bool:
     ratios = child.prune_ratio
-    narrower = all(ratios.get(group, 0.0) >= ratio for group, ratio in parent.prune_ratio.items())
-    return narrower and parent.importance == child.importance
+    gone = 1.0 if child.removed_blocks else 0.0  # a group that is not named went with a block
+    narrower = all(ratios.get(group, gone) >= ratio for group, ratio in parent.prune_ratio.items())
+    shorter = set(parent.removed_blocks) <= set(child.removed_blocks)
+    return narrower and shorter and parent.importance == child.importance
 
 
 def _distance(parent: CompressionPlan, child: CompressionPlan) -> float:
     removed = [ratio - parent.prune_ratio.get(group, 0.0) for group, ratio in child.prune_ratio.items()]
-    return sum(removed) / max(1, len(removed))
+    blocks = len(child.removed_blocks) - len(parent.removed_blocks)
+    return (sum(removed) + _BLOCK * blocks) / max(1, len(removed))

@@ -1,4 +1,4 @@
-"""The space as arrays: every plan is a width option per group, a bits option per layer, and the activations.
+"""The space as arrays: a width option per group, a bits option per layer, the activations, the removed blocks.
 
 Costs, solver and surrogate work on many plans at once in this form. Nothing is decided here.
 """
@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.plan import ACTIVATIONS, CompressionPlan
-from autocompress.records import ModelFacts
+from autocompress.records import BlockFacts, ModelFacts
 from autocompress.space.search_space import SearchSpace, width_after
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +28,25 @@ class Candidates:
         width: [n, groups] option of each group, 0 keeps all channels.
         bits: [n, layers] option of each layer, into `Options.bits`.
         activations: [n] index into `ACTIVATIONS`.
+        removed: [n, blocks], True where a block is left out.
     """
 
     width: Ints
     bits: Ints
     activations: Ints
+    removed: Flags
 
     def __len__(self) -> int:
         return len(self.activations)
 
     def take(self, rows: Ints | slice) -> Candidates:
         """Some of the plans."""
-        return Candidates(width=self.width[rows], bits=self.bits[rows], activations=self.activations[rows])
+        return Candidates(
+            width=self.width[rows],
+            bits=self.bits[rows],
+            activations=self.activations[rows],
+            removed=self.removed[rows],
+        )
 
 
 def stack(parts: Sequence[Candidates]) -> Candidates:
@@ -47,6 +55,7 @@ def stack(parts: Sequence[Candidates]) -> Candidates:
         width=np.concatenate([p.width for p in parts]),
         bits=np.concatenate([p.bits for p in parts]),
         activations=np.concatenate([p.activations for p in parts]),
+        removed=np.concatenate([p.removed for p in parts]),
     )
 
 
@@ -60,6 +69,7 @@ class Options:
         out_group: [layers] index of the group of the outputs, -1 if they are fixed.
         out_dense, in_dense, taps, positions: [layers] of the dense network; taps is kernel height x width.
         feeds: [layers, groups] input channels that go with one channel of a group.
+        layers_of, groups_of: [blocks, layers] and [blocks, groups], True for what goes with a block.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -85,6 +95,10 @@ class Options:
             for name, channels in layer.sources.items():
                 if name in index:
                     self.feeds[row, index[name]] = channels
+        blocks = facts.blocks if space.config.remove_blocks else ()
+        self.blocks = tuple(b.name for b in blocks)
+        self.layers_of: Flags = _members(blocks, [n.name for n in layers], "layers")
+        self.groups_of: Flags = _members(blocks, [g.name for g in facts.groups], "groups")
 
     def encode(self, plans: Sequence[CompressionPlan]) -> Candidates:
         """Plans as options; a bit width that is not searched becomes the next wider one."""
@@ -99,6 +113,7 @@ class Options:
             width=np.array(width, np.int64).reshape(count, len(self.facts.groups)),
             bits=np.array(bits, np.int64).reshape(count, len(self.facts.layers)),
             activations=np.array([ACTIVATIONS.index(p.activations) for p in plans], np.int64),
+            removed=np.array([[b in p.removed_blocks for b in self.blocks] for p in plans], bool).reshape(count, -1),
         )
 
     def params(self, candidates: Candidates, row: int) -> dict[str, object]:
@@ -110,8 +125,19 @@ class Options:
         found |= {
             f"weight_bits/{n.name}": int(self.bits[candidates.bits[row, i]]) for i, n in enumerate(self.facts.layers)
         }
+        found |= {f"remove_block/{b}": bool(candidates.removed[row, i]) for i, b in enumerate(self.blocks)}
         found["activations"] = ACTIVATIONS[int(candidates.activations[row])]
         return found
+
+    def layers_left(self, removed: Flags) -> Floats:
+        """1 for every layer that is still there, 0 for the others, [n, layers]."""
+        left: Floats = 1.0 - (removed @ self.layers_of).astype(float)
+        return left
+
+    def groups_left(self, removed: Flags) -> Floats:
+        """The same for groups, [n, groups]."""
+        left: Floats = 1.0 - (removed @ self.groups_of).astype(float)
+        return left
 
     def shapes(self, width: Ints) -> tuple[Floats, Floats]:
         """(outputs, inputs per output) of every layer, each [n, layers], for width options [n, groups]."""
@@ -121,6 +147,11 @@ class Options:
         outputs[:, grouped] = kept[:, self.out_group[grouped]]
         inputs = self.in_dense - (self.channels - kept) @ self.feeds.T
         return outputs, np.maximum(inputs, 1.0)
+
+
+def _members(blocks: Sequence[BlockFacts], names: Sequence[str], what: str) -> Flags:
+    rows = [[name in getattr(block, what) for name in names] for block in blocks]
+    return np.array(rows, bool).reshape(len(blocks), len(names))
 
 
 def _widths(channels: int, granule: int, most_pruned: float) -> list[int]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.drop import drop_blocks_
 from autocompress.compress.quantize import quantize_weights_
 from autocompress.records import GroupFacts, ModelFacts
 from autocompress.recover.damage import divergence, reestimate_
@@ -46,6 +47,7 @@ def measure_sensitivity(
         wanted = model(*samples).float()
     width: dict[str, dict[str, float]] = {}
     bits: dict[str, dict[str, float]] = {}
+    blocks: dict[str, float] = {}
     for what, name, value in _tasks(facts, low_bits):
         if time.monotonic() - start > seconds:
             break
@@ -53,15 +55,20 @@ def measure_sensitivity(
         if what == "width":
             network = reestimate_(narrow({name: value}), samples)
             width.setdefault(name, {})[str(value)] = divergence(network, samples, wanted)
+        elif what == "block":
+            network = reestimate_(drop_blocks_(copy.deepcopy(model), [name]), samples)
+            blocks[name] = divergence(network, samples, wanted)
         else:
             network = quantize_weights_(copy.deepcopy(model), {name: value})
             bits.setdefault(name, {})[str(value)] = divergence(network, samples, wanted)
-    return Sensitivity(width=width, bits=bits, seconds=time.monotonic() - start, samples=len(samples[0]))
+    return Sensitivity(width=width, bits=bits, blocks=blocks, seconds=time.monotonic() - start, samples=len(samples[0]))
 
 
 def _tasks(facts: ModelFacts, low_bits: Sequence[int]) -> Iterator[tuple[str, str, int]]:
     """What to measure, round by round, so that every group and layer is known a little before any is known well."""
     seen = set()
+    for block in facts.blocks:
+        yield "block", block.name, 0
     rounds = [*[("width", share) for share in _SHARES[:2]]]
     for (_, share), bits in zip(rounds, [*low_bits, *[None] * len(rounds)][: len(rounds)], strict=True):
         for group in facts.groups:

@@ -13,7 +13,7 @@ from autocompress.plan import ACTIVATIONS
 from autocompress.records import Record
 from autocompress.search.options import Floats, Options
 
-_GUESS = {"width": 1.0, "bits": 0.02, "activations": 0.002}  # nats: all of a group, 4 bits, 8-bit activations
+_GUESS = {"width": 1.0, "bits": 0.02, "activations": 0.002, "block": 0.5}  # nats: a group, 4 bits, 8-bit activations
 _STEEP = 4.0  # the power of the removed share with which the damage grows
 
 
@@ -24,21 +24,28 @@ class Sensitivity(Record):
     Attributes:
         width: by group, of keeping so many channels (as text, for JSON).
         bits: by layer, of so many bits (as text).
+        blocks: by block, of leaving it out.
         seconds: that it took to measure.
         samples: that it was measured on.
     """
 
     width: dict[str, dict[str, float]] = field(default_factory=dict)
     bits: dict[str, dict[str, float]] = field(default_factory=dict)
+    blocks: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     samples: int = 0
 
-    def tables(self, options: Options) -> tuple[Floats, Floats, Floats]:
-        """Damage per option: [groups, options], [layers, options] and [kinds of activations]."""
+    def tables(self, options: Options) -> dict[str, Floats]:
+        """Damage per option: `width` [groups, options], `bits` [layers, options], `blocks` [blocks], `activations`."""
         width = np.array([self._of_group(options, i) for i in range(len(options.channels))])
         bits = np.array([self._of_layer(options, i) for i in range(len(options.taps))])
         kinds = np.array([0.0, _GUESS["activations"]])[: len(ACTIVATIONS)]
-        return width.reshape(len(options.channels), -1), bits.reshape(len(options.taps), -1), kinds
+        return {
+            "width": width.reshape(len(options.channels), -1),
+            "bits": bits.reshape(len(options.taps), -1),
+            "blocks": np.array([self.blocks.get(name, _GUESS["block"]) for name in options.blocks], float),
+            "activations": kinds,
+        }
 
     def _of_group(self, options: Options, index: int) -> Floats:
         """Through the measured widths; beyond them a power law."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.search.cost import in_vectors, multiplications, stored_bytes
-from autocompress.search.options import Candidates, Floats, Ints, Options
+from autocompress.search.options import Candidates, Flags, Floats, Ints, Options, stack
 
 _SWEEPS = 3
 
@@ -22,7 +22,7 @@ class Prices:
     """What is minimised, for many plans at once.
 
     Attributes:
-        width, bits: damage per option, [groups, options] and [layers, options].
+        width, bits, blocks: damage per option, [groups, options], [layers, options] and [blocks].
         size: [n] damage that one byte is worth; `latency`: [n] the same for the whole baseline's latency.
         multiply, move: [n, layers] latency ratio per unit of work, as `LatencyModel.layer_shares` gives it.
         activations: [n] kinds, which are given.
@@ -31,6 +31,7 @@ class Prices:
 
     width: Floats
     bits: Floats
+    blocks: Floats
     size: Floats
     latency: Floats
     multiply: Floats
@@ -47,32 +48,52 @@ class Solver:
         self._layer_bits = options.bits.astype(float)
         self._classes = [_Touched(options, groups) for groups in independent_groups(options)]
 
-    def solve(self, prices: Prices, start: Candidates | None = None) -> Candidates:
-        """The plans that are best at each of the prices, [n]."""
-        count = len(prices.size)
-        width = np.zeros((count, len(self._options.channels)), np.int64) if start is None else start.width.copy()
+    def solve(self, prices: Prices) -> Candidates:
+        """The plans that are best at each of the prices, [n].
+
+        Blocks that cost more than their damage are left out, and what stays is then set anew, if that is better.
+        """
+        whole = self._descend(prices, np.zeros((len(prices.size), len(self._options.blocks)), bool))
+        if not self._options.blocks:
+            return whole
+        damage, price = self._parts(prices, whole)
+        saved = (damage[1] + price) @ self._options.layers_of.T + damage[0] @ self._options.groups_of.T
+        shorter = self._descend(prices, saved > prices.blocks)
+        better = self.cost(prices, shorter) < self.cost(prices, whole)
+        rows = np.arange(len(whole))
+        return stack([whole, shorter]).take(np.where(better, rows + len(whole), rows))
+
+    def _descend(self, prices: Prices, removed: Flags) -> Candidates:
+        width = np.zeros((len(prices.size), len(self._options.channels)), np.int64)
         bits = self._best_bits(prices, width)
         for _ in range(_SWEEPS):
             before = width.copy()
             for touched in self._classes:
-                width[:, touched.groups] = self._best_widths(prices, touched, width, bits)
+                width[:, touched.groups] = self._best_widths(prices, touched, width, bits, removed)
             bits = self._best_bits(prices, width)
             if np.array_equal(before, width):
                 break
-        return Candidates(width=width, bits=bits, activations=prices.activations)
+        return Candidates(width=width, bits=bits, activations=prices.activations, removed=removed)
 
     def cost(self, prices: Prices, candidates: Candidates) -> Floats:
         """What is minimised, [n]: damage and price of every plan, without what no choice changes."""
+        damage, price = self._parts(prices, candidates)
+        total: Floats = (self._options.groups_left(candidates.removed) * damage[0]).sum(1)
+        total += (self._options.layers_left(candidates.removed) * (damage[1] + price)).sum(1)
+        return total + candidates.removed @ prices.blocks
+
+    def _parts(self, prices: Prices, candidates: Candidates) -> tuple[tuple[Floats, Floats], Floats]:
+        """(damage of every group, of every layer) and the price of every layer, if nothing were left out."""
         options = self._options
         groups, layers = np.arange(len(options.channels)), np.arange(len(options.taps))
-        damage = prices.width[groups, candidates.width].sum(1) + prices.bits[layers, candidates.bits].sum(1)
+        damage = prices.width[groups, candidates.width], prices.bits[layers, candidates.bits]
         outputs, inputs = options.shapes(candidates.width)
         bits = self._layer_bits[candidates.bits]
         size = stored_bytes(outputs * inputs * options.taps, bits) + 4 * outputs * (1 + (bits <= 8))
         time = prices.multiply * multiplications(options, outputs, inputs)
         time = time + prices.move * options.positions * in_vectors(outputs)
-        total: Floats = damage + prices.size * size.sum(1) + prices.latency * time.sum(1)
-        return total
+        price: Floats = prices.size[:, None] * size + prices.latency[:, None] * time
+        return damage, price
 
     def _best_bits(self, prices: Prices, width: Ints) -> Ints:
         outputs, inputs = self._options.shapes(width)
@@ -83,7 +104,7 @@ class Solver:
         best: Ints = price.argmin(2)
         return best
 
-    def _best_widths(self, prices: Prices, touched: _Touched, width: Ints, bits: Ints) -> Ints:
+    def _best_widths(self, prices: Prices, touched: _Touched, width: Ints, bits: Ints, removed: Flags) -> Ints:
         options, layer, group = self._options, touched.layer, touched.group
         outputs, inputs = options.shapes(width)
         now = options.widths[group, width[:, group]].astype(float)  # [n, pairs]
@@ -99,7 +120,9 @@ class Solver:
         moved = options.positions[layer][:, None] * in_vectors(out)
         time = prices.multiply[:, layer, None] * work + prices.move[:, layer, None] * moved
         price = prices.size[:, None, None] * size + prices.latency[:, None, None] * time
-        total = np.add.reduceat(price, touched.starts, axis=1) + prices.width[touched.groups]
+        price = price * options.layers_left(removed)[:, layer, None]
+        damage = prices.width[touched.groups] * options.groups_left(removed)[:, touched.groups, None]
+        total = np.add.reduceat(price, touched.starts, axis=1) + damage
         best: Ints = np.where(options.allowed[touched.groups], total, np.inf).argmin(2)
         return best
 

@@ -7,10 +7,9 @@ each of them alone, times weights that are learned from trained trials.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Choice = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+from autocompress.search.options import Candidates, Floats, Options
+
 _AT_WORST = (0.06, 0.008, 0.002)  # drop at first believed of the narrowest widths, the fewest bits, integer activations
 _OWN_WAY = 0.5  # sd of a group's or layer's own weight, relative to its scale
 _AT_LEAST = 0.2  # of the scale: no group and no layer is ever free
@@ -57,64 +56,79 @@ class DamageModel:
     Args:
         width: [groups, options] damage of narrowing one group alone, untrained.
         bits: [layers, options] damage of rounding one layer alone, untrained.
+        blocks: [blocks] damage of leaving one block out, untrained.
         activations: [kinds] the same for all activations at once.
         learns: False keeps the prior, for comparison.
     """
 
-    def __init__(self, *, width: Floats, bits: Floats, activations: Floats, learns: bool = True) -> None:
+    def __init__(
+        self,
+        options: Options,
+        *,
+        width: Floats,
+        bits: Floats,
+        blocks: Floats,
+        activations: Floats,
+        learns: bool = True,
+    ) -> None:
+        self._options = options
+        self.blocks = np.sqrt(np.maximum(blocks, 0.0))
         self.width = np.sqrt(
             np.maximum(width, 0.0)
         )  # training repairs a large damage to a greater part than a small one
         self.bits, self.activations = np.asarray(bits, float), np.asarray(activations, float)
         self._learns = learns
-        groups, layers = len(self.width), len(self.bits)
+        groups, layers, count = len(self.width), len(self.bits), len(self.blocks)
         worst = np.array([t.max(-1, initial=0.0).sum() for t in (self.width, self.bits, self.activations)])
         scale = np.array(_AT_WORST) / np.maximum(worst, 1e-9)
-        own = np.concatenate([np.full(groups, scale[0]), np.full(layers, scale[1])])
+        own = np.concatenate([np.full(groups, scale[0]), np.full(layers, scale[1]), np.full(count, scale[0])])
         self._belief = LinearBelief(
-            np.concatenate([scale, np.zeros(groups + layers)]), np.concatenate([2 * scale, _OWN_WAY * own])
+            np.concatenate([scale, np.zeros(len(own))]), np.concatenate([2 * scale, _OWN_WAY * own])
         )
 
-    def observe(self, choice: Choice, drop: float, *, training: float, noise: float) -> None:
+    def observe(self, one: Candidates, drop: float, *, training: float, noise: float) -> None:
         """Learn from one trained trial.
 
         Args:
-            choice: its (width [groups], bits [layers], activations) options.
+            one: its plan, a single one.
             drop: of the metric, 0.01 is one point.
             training: how long it was trained, in units of one trial's usual training.
             noise: standard deviation of `drop` as measured.
         """
         if self._learns:
             wrong = float(np.hypot(noise, _MISFIT * max(drop, 0.0) + _FLOOR))
-            self._belief.observe(self._features(choice) * training_factor(training), drop, wrong)
+            self._belief.observe(self._features(one)[0] * training_factor(training), drop, wrong)
 
-    def predict(self, choices: Choice, *, training: float = 1.0) -> tuple[Floats, Floats]:
-        """Expected drop and its standard deviation, each [n]; options are [n, groups], [n, layers] and [n]."""
-        features = self._features(choices) * training_factor(training)
+    def predict(self, candidates: Candidates, *, training: float = 1.0) -> tuple[Floats, Floats]:
+        """Expected drop and its standard deviation, each [n]."""
+        features = self._features(candidates) * training_factor(training)
         mean = self._belief.mean_of(features)
         spread = np.hypot(self._belief.sd_of(features), _FLOOR + _MISFIT * np.maximum(mean, 0.0))
         return mean, spread
 
     def tables(self, jitter: np.random.Generator | None = None) -> tuple[Floats, Floats, Floats]:
-        """Damage per option as now believed (or, with `jitter`, as drawn from the belief): what the solver adds up."""
+        """Damage per width, bits and block as now believed, or as drawn from the belief: what the solver adds up."""
         theta = self._belief.mean
         if jitter is not None:
             own = np.sqrt(np.maximum(np.diag(self._belief.covariance), 0.0))
             theta = theta + own * jitter.standard_normal(len(theta)) * (np.arange(len(theta)) > 2)
-        groups = len(self.width)
+        groups, layers = len(self.width), len(self.bits)
         floor = _AT_LEAST * np.maximum(theta[:3], 1e-9)
         by_group = np.maximum(theta[0] + theta[3 : 3 + groups], max(floor[0], 1e-6))
-        by_layer = np.maximum(theta[1] + theta[3 + groups :], max(floor[1], 1e-6))
-        return self.width * by_group[:, None], self.bits * by_layer[:, None], self.activations * max(theta[2], 0.0)
+        by_layer = np.maximum(theta[1] + theta[3 + groups : 3 + groups + layers], max(floor[1], 1e-6))
+        by_block = np.maximum(theta[0] + theta[3 + groups + layers :], max(floor[0], 1e-6))
+        return self.width * by_group[:, None], self.bits * by_layer[:, None], self.blocks * by_block
 
-    def _features(self, choices: Choice) -> Floats:
-        width, bits, activations = choices
-        per_group = np.take_along_axis(self.width[None], np.atleast_2d(width)[..., None], 2)[..., 0]
-        per_layer = np.take_along_axis(self.bits[None], np.atleast_2d(bits)[..., None], 2)[..., 0]
-        per_kind = self.activations[np.atleast_1d(activations)]
-        sums = np.stack([per_group.sum(1), per_layer.sum(1), per_kind], axis=1)
-        found: Floats = np.concatenate([sums, per_group, per_layer], axis=1)
-        return found[0] if np.ndim(width) == 1 else found
+    def _features(self, candidates: Candidates) -> Floats:
+        """What a plan chose of each table, first summed by kind, then one by one, [n, 3 + groups + layers + blocks]."""
+        options, rows = self._options, (np.arange(len(self.width)), np.arange(len(self.bits)))
+        per_group = self.width[rows[0], candidates.width] * options.groups_left(candidates.removed)
+        per_layer = self.bits[rows[1], candidates.bits] * options.layers_left(candidates.removed)
+        per_block = self.blocks * candidates.removed
+        per_kind = self.activations[candidates.activations]
+        sums = np.stack([per_group.sum(1) + per_block.sum(1), per_layer.sum(1), per_kind], axis=1)
+        found: Floats = np.concatenate([sums, per_group, per_layer, per_block], axis=1)
+        return found
 
 
 def training_factor(training: float) -> float:

@@ -1,1 +1,1 @@
-"""What can be chosen: the layers, the groups of coupled layers, and the space over them."""
+"""What can be chosen: the layers, groups of coupled layers, residual blocks, and the space over them."""

@@ -2,14 +2,17 @@
 
 Two views of the same plans. *Raw*: one prune ratio per group, one bit width per layer, and the
 settings of the recovery, under names that never change. *Knobs*: a handful of shared dials that are
-decoded to a full plan, for samplers that have few trials to learn from.
+decoded to a full plan, for samplers that have few trials to learn from; they remove no blocks.
+
+Plans of one space that make the same network are equal: what is inside of a removed block is not
+named, neither its layers in `weight_bits` nor the groups entirely inside in `prune_ratio`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -45,6 +48,8 @@ class SearchSpace:
         """Every searched parameter by its lasting name; what has a single choice is left out."""
         found = {f"prune_ratio/{g.name}": self._ratios(g) for g in self.facts.groups}
         found |= {f"weight_bits/{n.name}": Parameter(choices=self.config.weight_bits) for n in self.facts.layers}
+        if self.config.remove_blocks:
+            found |= {f"remove_block/{b.name}": Parameter(choices=(False, True)) for b in self.facts.blocks}
         return _searched(found | self._shared())
 
     def knobs(self) -> dict[str, Parameter]:
@@ -62,14 +67,23 @@ class SearchSpace:
         """The plan of raw parameters; one that is not given takes its first choice, ratios 0, bits the last.
 
         Ratios are moved to the nearest width that the group may have, so the plan says exactly what is removed.
+        Parameters of what is inside of a removed block change nothing.
         """
         ratios = {g.name: snap(g, params.get(f"prune_ratio/{g.name}", 0.0)) for g in self.facts.groups}
         first = self.config.weight_bits[-1]
         bits = {n.name: params.get(f"weight_bits/{n.name}", first) for n in self.facts.layers}
-        return self._plan(ratios, bits, params)
+        removed = tuple(b.name for b in self.facts.blocks if params.get(f"remove_block/{b.name}", False))
+        return self._plan(ratios, bits, params, removed)
 
     def encode(self, plan: CompressionPlan) -> dict[str, Any] | None:
-        """Raw parameters of a plan, or None where it lies outside of the space."""
+        """Raw parameters of a plan, or None where it lies outside of the space.
+
+        What is inside of a removed block gets the values that `decode` takes where none are given.
+        """
+        raw, plan = self.raw(), self.canonical(plan)
+        if any(f"remove_block/{name}" not in raw for name in plan.removed_blocks):
+            return None
+        gone, default = self.facts.layers_in(plan.removed_blocks), self.config.weight_bits[-1]
         values: dict[str, Any] = {
             "activations": plan.activations,
             "importance": plan.importance,
@@ -78,11 +92,25 @@ class SearchSpace:
             "learning_rate": plan.learning_rate,
         }
         values |= {f"prune_ratio/{g.name}": plan.prune_ratio.get(g.name, 0.0) for g in self.facts.groups}
-        values |= {f"weight_bits/{n.name}": plan.weight_bits.get(n.name, 32) for n in self.facts.layers}
-        raw = self.raw()
+        values |= {
+            f"weight_bits/{n.name}": default if n.name in gone else plan.weight_bits.get(n.name, 32)
+            for n in self.facts.layers
+        }
+        values |= {f"remove_block/{b.name}": b.name in plan.removed_blocks for b in self.facts.blocks}
         inside = all(not p.choices or values[n] in p.choices for n, p in raw.items())
         inside = inside and all(p.choices or values[n] <= p.high + 1e-9 for n, p in raw.items())
         return {n: values[n] for n in raw} if inside else None
+
+    def canonical(self, plan: CompressionPlan) -> CompressionPlan:
+        """The plan without what is inside of its removed blocks; every plan of this class is made so."""
+        if not plan.removed_blocks:
+            return plan
+        layers, groups = (inside(plan.removed_blocks) for inside in (self.facts.layers_in, self.facts.groups_in))
+        return replace(
+            plan,
+            prune_ratio={g: r for g, r in plan.prune_ratio.items() if g not in groups},
+            weight_bits={n: b for n, b in plan.weight_bits.items() if n not in layers},
+        )
 
     def from_knobs(self, knobs: Mapping[str, Any]) -> CompressionPlan:
         """Decode dials to a plan.
@@ -98,8 +126,8 @@ class SearchSpace:
             factor = 1 + knobs.get("knob/prune_slope", 0.0) * depth
             if len(group.layers) > 1:
                 factor *= 1 + knobs.get("knob/prune_coupled", 0.0)
-            ratio = min(self.config.max_prune_ratio, max(0.0, knobs.get("knob/prune_level", 0.0) * factor))
-            ratios[group.name] = snap(group, ratio)
+            ratio = max(0.0, knobs.get("knob/prune_level", 0.0) * factor)
+            ratios[group.name] = snap(group, min(self._ratios(group).high, ratio))
         base = knobs.get("knob/bits", self.config.weight_bits[-1])
         bits = {n.name: base for n in self.facts.layers}
         if bits and knobs.get("knob/bits_ends", 1):
@@ -146,8 +174,10 @@ class SearchSpace:
             "learning_rate": Parameter(choices=self.config.learning_rate),
         }
 
-    def _plan(self, ratios: dict[str, float], bits: dict[str, int], values: Mapping[str, Any]) -> CompressionPlan:
-        return CompressionPlan(
+    def _plan(
+        self, ratios: dict[str, float], bits: dict[str, int], values: Mapping[str, Any], removed: tuple[str, ...] = ()
+    ) -> CompressionPlan:
+        plan = CompressionPlan(
             prune_ratio=ratios,
             weight_bits=bits,
             activations=values.get("activations", self.config.activations[-1]),
@@ -157,7 +187,9 @@ class SearchSpace:
                 weight=values.get("distill/weight", self.config.distill_weight[0]),
             ),
             learning_rate=values.get("learning_rate", self.config.learning_rate[0]),
+            removed_blocks=removed,
         )
+        return self.canonical(plan)
 
 
 def uniform_knobs(ratio: float, bits: int, activations: Activations) -> dict[str, Any]:
@@ -174,16 +206,17 @@ def width_after(group: GroupFacts, ratio: float) -> int:
     return min(group.channels, max(1, steps) * group.granule)
 
 
-def widths_after(groups: Sequence[GroupFacts], plan: CompressionPlan) -> dict[str, int]:
-    """Channels that each group keeps under a plan.
+def kept_widths(facts: ModelFacts, plan: CompressionPlan) -> dict[str, int]:
+    """Channels that every group keeps: 0 where it goes with a removed block.
 
     Raises:
         ValueError: the plan names a group that the model does not have.
     """
-    known = [g.name for g in groups]
+    known = [g.name for g in facts.groups]
     if unknown := set(plan.prune_ratio) - set(known):
         raise ValueError(f"the plan prunes {sorted(unknown)[0]!r}, which is not a group; known are {', '.join(known)}")
-    return {g.name: width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in groups}
+    gone = facts.groups_in(plan.removed_blocks)
+    return {g.name: 0 if g.name in gone else width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in facts.groups}
 
 
 def snap(group: GroupFacts, ratio: float) -> float:

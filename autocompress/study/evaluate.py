@@ -29,7 +29,7 @@ from autocompress.recover.damage import rate_share
 from autocompress.recover.finetune import TrainingReport, finetune_
 from autocompress.search.stopping import hopeless, judge
 from autocompress.space.layers import count_macs
-from autocompress.space.search_space import width_after
+from autocompress.space.search_space import kept_widths
 from autocompress.study.prepare import Ancestor, Report, Task, each_second
 from autocompress.study.requests import Examination, Request
 
@@ -42,7 +42,7 @@ def evaluate(task: Task, request: Request, report: Report) -> TrialRecord:
     plan, stages = request.plan, _Stages()
     record = TrialRecord(
         trial=request.trial, state=TrialState.FAILED, plan=plan, origin=request.origin, parent=request.parent,
-        widths={g.name: width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in task.facts.groups},
+        widths=kept_widths(task.facts, plan),
     )  # fmt: skip
     try:
         return replace(_run(task, request, record, stages, report), durations_s=stages.seconds)

@@ -6,6 +6,7 @@ objects stay here, in a `Task`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.compress.compensate import Grams, input_grams
+from autocompress.compress.drop import drop_blocks_
 from autocompress.compress.importance import score_channels
-from autocompress.compress.prune import kept_scores, prune
+from autocompress.compress.prune import kept_scores, prune, prune_to_plan
 from autocompress.config import StudyConfig
 from autocompress.errors import UsageError
 from autocompress.export.artifact import Exporter, emit, make_exporter
@@ -36,9 +38,10 @@ from autocompress.recover.data import DataSplits, Split, data_digest, split_data
 from autocompress.recover.finetune import TeacherOutputs, Trainer, evaluate_in_torch, finetune_, prefers_bf16
 from autocompress.search.profile import measure_sensitivity
 from autocompress.search.sensitivity import Sensitivity
+from autocompress.space.blocks import find_blocks, with_groups
 from autocompress.space.groups import find_groups, input_sources
 from autocompress.space.layers import count_macs, find_layers, output_positions
-from autocompress.space.search_space import widths_after
+from autocompress.space.search_space import kept_widths
 from autocompress.study.requests import Prepared, Source
 from autocompress.zoo.factory import build_model, load_data, load_metric, load_weights
 
@@ -85,16 +88,19 @@ class Task:
 
     def prune(self, plan: CompressionPlan, heir_of: Ancestor | None = None) -> nn.Module:
         """The network of a plan before any training, cut from the teacher or from a network that was trained before."""
-        scores, widths = self.scores(plan.importance), widths_after(self.facts.groups, plan)
+        scores = self.scores(plan.importance)
         if heir_of is None:
-            return prune(self.model, widths, scores, self.example, grams=self.grams)
-        before = widths_after(self.facts.groups, heir_of.plan)
-        ancestor = prune(self.model, before, scores, self.example)
-        ancestor.load_state_dict(load_state(heir_of.weights))
-        if before == widths:
-            return ancestor
-        grams = input_grams(ancestor, self.exporter.samples) if self.grams is not None else None
-        return prune(ancestor, widths, kept_scores(scores, before), self.example, grams=grams)
+            return prune_to_plan(self.model, plan, self.facts, scores, self.example, grams=self.grams)
+        # Blocks that the ancestor lacks are put back, untrained: the heir lacks them too, and groups keep their roots.
+        ancestor = prune_to_plan(self.model, replace(heir_of.plan, removed_blocks=()), self.facts, scores, self.example)
+        ancestor.load_state_dict(load_state(heir_of.weights), strict=False)
+        before = kept_widths(self.facts, replace(heir_of.plan, removed_blocks=()))
+        same = all(before[name] == width for name, width in kept_widths(self.facts, plan).items() if width)
+        grams = None
+        if self.grams is not None and not same:
+            whole = drop_blocks_(copy.deepcopy(ancestor), heir_of.plan.removed_blocks)
+            grams = input_grams(whole, self.exporter.samples)
+        return prune_to_plan(ancestor, plan, self.facts, kept_scores(scores, before), self.example, grams=grams)
 
     def scores(self, criterion: Importance) -> dict[str, Tensor]:
         """Importance of every channel by `criterion`, computed on first use."""
@@ -335,7 +341,14 @@ def _find_facts(model: nn.Module, example: tuple[Tensor, ...], config: StudyConf
         )
         for layer in layers
     )
-    return ModelFacts(layers=named, groups=tuple(groups), skips=(*unquantized, *unpruned), notes=tuple(notes))
+    blocks = find_blocks(model, example, skip=config.space.skip) if config.space.remove_blocks else []
+    return ModelFacts(
+        layers=named,
+        groups=tuple(groups),
+        skips=(*unquantized, *unpruned),
+        notes=tuple(notes),
+        blocks=tuple(with_groups(model, example, blocks, groups)),
+    )
 
 
 def _measure_baseline(task: Task) -> Baseline:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.prune import kept_scores, prune, remove_channels_
+from autocompress.compress.prune import kept_scores, prune, prune_to_plan, remove_channels_
 from autocompress.plan import CompressionPlan
+from autocompress.records import ModelFacts
 from autocompress.space.groups import find_groups
-from autocompress.space.search_space import width_after, widths_after
+from autocompress.space.search_space import width_after
 from autocompress.zoo.models import resnet20
 
 EXAMPLE = (torch.zeros(2, 1, 8, 8),)
@@ -99,7 +100,7 @@ def test_real_widths_are_the_promised_ones_for_every_group_alone_and_for_all(fac
     assert groups
     for chosen in [groups, *([g] for g in groups[:4])]:
         plan = CompressionPlan(prune_ratio={g.name: ratio for g in chosen})
-        pruned = prune(model, widths_after(groups, plan), _rising(groups), IMAGES)
+        pruned = prune_to_plan(model, plan, ModelFacts(layers=(), groups=tuple(groups)), _rising(groups), IMAGES)
         for group in groups:
             promised = width_after(group, plan.prune_ratio.get(group.name, 0.0))
             for layer in group.layers:
@@ -111,7 +112,13 @@ def test_coupled_layers_share_one_ratio():
     model = resnet20().eval()
     groups, _ = find_groups(model, IMAGES)
     stream = next(g for g in groups if g.name == "conv1")
-    pruned = prune(model, widths_after(groups, CompressionPlan(prune_ratio={"conv1": 0.25})), _rising(groups), IMAGES)
+    pruned = prune_to_plan(
+        model,
+        CompressionPlan(prune_ratio={"conv1": 0.25}),
+        ModelFacts(layers=(), groups=tuple(groups)),
+        _rising(groups),
+        IMAGES,
+    )
     assert stream.layers == ("conv1", "layers.0.conv2", "layers.1.conv2", "layers.2.conv2")
     assert {pruned.get_submodule(n).out_channels for n in stream.layers} == {12}
     assert pruned.layers[3].conv1.in_channels == 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -11,7 +12,7 @@ from optuna.trial import TrialState
 
 from autocompress.config import SAMPLERS, SpaceConfig
 from autocompress.plan import CompressionPlan
-from autocompress.records import GroupFacts, LayerFacts, ModelFacts
+from autocompress.records import BlockFacts, GroupFacts, LayerFacts, ModelFacts
 from autocompress.search.front_sampler import Reference
 from autocompress.search.ranges import distributions
 from autocompress.search.sampler import make_sampler
@@ -119,3 +120,19 @@ class TestSampler:
             study.tell(trial, [0.5, 1.0, 1.0])
         assert len(plans) > 4
         assert all(math.isfinite(v) for t in study.trials for v in t.values or [])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_proposals_remove_blocks_of_the_network_or_none(name):
+    block = BlockFacts(name="tail", layers=("end",), groups=("end",))
+    space = SearchSpace(config=CONFIG, facts=replace(FACTS, blocks=(block,)))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = make_sampler(name, space, seed=0, reference=replace(REFERENCE, objectives=("accuracy", "size")))
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    removed = set()
+    for number in range(12):
+        plan = space.decode(study.ask(distributions(space.raw())).params)
+        removed.add(plan.removed_blocks)
+        assert ("end" in plan.prune_ratio) is ("end" in plan.weight_bits) is (not plan.removed_blocks)
+        study.tell(number, [1.0, float(number)])
+    assert removed == ({()} if name == "knobs" else {(), ("tail",)})  # the dials remove no blocks

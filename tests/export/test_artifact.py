@@ -14,7 +14,7 @@ from tiny import TinyNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.compress.prune import prune
+from autocompress.compress.prune import prune_to_plan
 from autocompress.compress.quantize import quantize_weights_, settle_weights_
 from autocompress.errors import UsageError
 from autocompress.export import artifact as artifact_module
@@ -22,8 +22,8 @@ from autocompress.export.artifact import emit, make_exporter
 from autocompress.export.check import check_artifact
 from autocompress.export.fold import fold
 from autocompress.plan import CompressionPlan
+from autocompress.records import ModelFacts
 from autocompress.space.groups import find_groups
-from autocompress.space.search_space import widths_after
 
 LAYERS = ("conv1", "conv2", "fc")
 
@@ -134,7 +134,9 @@ def test_a_pruned_network_goes_through_without_another_trace(exporter, dense, ac
     plan = CompressionPlan(
         prune_ratio={"conv1": 0.5}, weight_bits=dict.fromkeys(LAYERS, 4), activations=activations
     )  # fmt: skip
-    narrow = prune(dense, widths_after(groups, plan), {"conv1": torch.arange(16.0)}, example)
+    narrow = prune_to_plan(
+        dense, plan, ModelFacts(layers=(), groups=tuple(groups)), {"conv1": torch.arange(16.0)}, example
+    )
     network, integers = _rounded(narrow, plan)
     data = emit(exporter, network, plan, integers, trained=True)
     distance = check_artifact(data, network, (_samples(9),), exact=activations == "float")

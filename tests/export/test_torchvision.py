@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.compress.importance import score_channels
-from autocompress.compress.prune import prune
+from autocompress.compress.prune import prune_to_plan
 from autocompress.compress.quantize import quantize_weights_, settle_weights_
 from autocompress.export.artifact import emit, make_exporter
 from autocompress.export.check import check_artifact
 from autocompress.plan import CompressionPlan
+from autocompress.records import ModelFacts
 from autocompress.space.groups import find_groups
 from autocompress.space.layers import find_layers
-from autocompress.space.search_space import width_after, widths_after
+from autocompress.space.search_space import width_after
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +51,7 @@ def _compressed_sizes(model: nn.Module, samples: tuple[Tensor, ...], groups_expe
             weight_bits={n.name: bits for n in layers},
             activations=activations,  # type: ignore[arg-type]
         )
-        network = prune(model, widths_after(groups, plan), scores, example)
+        network = prune_to_plan(model, plan, ModelFacts(layers=(), groups=tuple(groups)), scores, example)
         for group in groups:
             for layer in group.layers:
                 assert network.get_submodule(layer).weight.shape[0] == width_after(group, ratio), layer

@@ -128,4 +128,9 @@ def test_a_plan_is_told_in_lines_that_name_only_what_was_done() -> None:
         "distilled: temperature 2, weight 0.5",
         "learning rate: 0.002",
     ]
+    assert plan_lines(CompressionPlan(removed_blocks=("layers.5", "layers.1"))) == [
+        "removed: 2 blocks (layers.1, layers.5)",
+        "distilled: temperature 4, weight 0.9",
+        "learning rate: 0.002",
+    ]
     assert plan_lines(CompressionPlan()) == ["dense: nothing pruned, float weights"]

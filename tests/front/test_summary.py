@@ -21,7 +21,7 @@ from autocompress.front.summary import (
     samples_of,
 )
 from autocompress.plan import CompressionPlan
-from autocompress.records import TrialState
+from autocompress.records import BlockFacts, TrialState
 
 DENSE = make_trial(0, 0.981, 1_094_138, 1.0, test=0.978, origin="baseline")
 CONTRACT = {
@@ -150,6 +150,19 @@ def test_a_layer_keeps_the_share_of_channels_of_its_group() -> None:
     assert rows["layer1.2.conv2"].kept == rows["conv1"].kept == 12  # one group, one width
     assert (rows["layer3.0.conv1"].kept, rows["layer3.0.conv1"].bits) == (64, 32)
     assert (rows["fc"].kept, rows["fc"].skip) == (10, "prune: its 10 outputs are the classes")
+
+
+def test_a_layer_that_went_with_its_block_has_no_channels_and_no_bits() -> None:
+    block = BlockFacts(name="layer1.1", layers=("layer1.1.conv1", "layer1.1.conv2"), groups=("layer1.1.conv1",))
+    facts = replace(make_facts(), blocks=(block, replace(block, name="layer1.2", layers=("layer1.2.conv1",))))
+    plan = CompressionPlan(prune_ratio={"conv1": 0.5}, removed_blocks=("layer1.1",))
+    trial = make_trial(1, 0.9, 1000, 0.5, plan=plan, widths={"layer1.1.conv1": 0, "conv1": 8})
+    rows = {row.name: row for row in layer_rows(facts, trial)}
+    gone = [(r.kept, r.bits, r.prune_ratio) for r in rows.values() if r.block == "layer1.1"]
+    assert gone == [(0, 0, 1.0)] * 2
+    assert [(rows[n].kept, rows[n].bits, rows[n].block) for n in ("conv1", "layer1.2.conv1")] == [
+        (8, 32, ""), (16, 32, "")
+    ]  # fmt: skip
 
 
 def test_validation_samples_are_those_a_trial_was_judged_on() -> None:

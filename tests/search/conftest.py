@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autocompress.config import SpaceConfig
-from autocompress.records import GroupFacts, LayerFacts, ModelFacts
+from autocompress.records import BlockFacts, GroupFacts, LayerFacts, ModelFacts
 from autocompress.search.options import Options
 from autocompress.space.search_space import SearchSpace
 
@@ -52,6 +54,13 @@ def residual() -> SearchSpace:
 @pytest.fixture
 def chain_options(chain: SearchSpace) -> Options:
     return Options(chain)
+
+
+@pytest.fixture
+def block_options(residual: SearchSpace) -> Options:
+    """The same pair as a block that can be left out."""
+    block = BlockFacts(name="block", layers=("inner", "outer"), groups=("inner",))
+    return Options(SearchSpace(config=residual.config, facts=replace(residual.facts, blocks=(block,))))
 
 
 @pytest.fixture

@@ -42,3 +42,11 @@ def test_what_was_not_trained_is_no_parent():
     stopped = TrialRecord(trial=1, state=TrialState.STOPPED, plan=PLAN)
     untrained = TrialRecord(trial=0, state=TrialState.COMPLETE, plan=CompressionPlan())
     assert parent_of(PLAN, stopped, untrained) is None
+
+
+def test_a_plan_without_a_block_may_come_from_one_that_has_it_and_not_the_other_way():
+    shorter = CompressionPlan(prune_ratio={"a": 0.5}, removed_blocks=("x",))  # group b was inside
+    whole = trained(1, 0.25, 0.75)
+    assert parent_of(shorter, whole) == 1
+    short = TrialRecord(trial=2, state=TrialState.COMPLETE, plan=shorter, trained_s=1.0)
+    assert parent_of(PLAN, short) is None

@@ -49,3 +49,12 @@ def test_a_model_without_groups_has_only_bits(chain):
     found = options.encode([CompressionPlan(weight_bits={"a": 4})] * 2)
     assert len(stack([found, found])) == 4
     assert options.shapes(found.width)[0].shape == (2, 4)
+
+
+def test_a_removed_block_takes_its_layers_and_groups_with_it(block_options):
+    plan = CompressionPlan(removed_blocks=("block",))
+    found = block_options.encode([plan, CompressionPlan()])
+    assert found.removed.tolist() == [[True], [False]]
+    assert block_options.layers_left(found.removed).tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert block_options.groups_left(found.removed).tolist() == [[1, 0], [1, 1]]
+    assert block_options.params(found, 0)["remove_block/block"] is True

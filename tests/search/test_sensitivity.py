@@ -9,18 +9,18 @@ from autocompress.search.sensitivity import Sensitivity
 
 
 def test_between_measured_widths_the_damage_is_interpolated_and_beyond_them_a_power_law(chain_options):
-    found = Sensitivity(width={"a": {"16": 0.16, "8": 0.81}}).tables(chain_options)[0]
+    found = Sensitivity(width={"a": {"16": 0.16, "8": 0.81}}).tables(chain_options)["width"]
     assert found[0] == pytest.approx([0.0, 0.16 * 0.5**4, 0.16, 0.81])  # of 32 channels, 8 in each step
 
 
 def test_a_group_that_was_not_measured_gets_a_guess_that_grows(chain_options):
-    found = Sensitivity().tables(chain_options)[0]
+    found = Sensitivity().tables(chain_options)["width"]
     assert (np.diff(found[0]) > 0).all()
     assert found[0][0] == 0
 
 
 def test_rounding_noise_quadruples_with_each_bit_taken(chain_options):
-    found = Sensitivity(bits={"b": {"2": 0.64}}).tables(chain_options)[1]
+    found = Sensitivity(bits={"b": {"2": 0.64}}).tables(chain_options)["bits"]
     assert found[1] == pytest.approx([0.64 / 4**6, 0.04, 0.64])  # 8, 4 and 2 bits
 
 

@@ -21,6 +21,7 @@ def prices(options, *, size: float, latency: float, seed: int) -> Prices:
     return Prices(
         width=width,
         bits=bits,
+        blocks=np.full(len(options.blocks), 0.3),
         size=np.array([size]),
         latency=np.array([latency]),
         multiply=np.broadcast_to(1 / work.sum(), (1, layers)),
@@ -33,16 +34,25 @@ def prices(options, *, size: float, latency: float, seed: int) -> Prices:
 def everything(options, asked: Prices) -> tuple[float, Candidates]:
     width = np.array(list(itertools.product(*[range(int(n)) for n in options.allowed.sum(1)])))
     bits = np.array(list(itertools.product(range(len(options.bits)), repeat=len(options.taps))))
+    both = list(itertools.product((False, True), repeat=len(options.blocks)))
+    removed = np.array(both, bool).reshape(len(both), len(options.blocks))
+    none = np.zeros(len(bits), np.int64)
     rows = [
-        Candidates(width=np.repeat(w[None], len(bits), 0), bits=bits, activations=np.zeros(len(bits), np.int64))
+        Candidates(
+            width=np.repeat(w[None], len(bits), 0),
+            bits=bits,
+            activations=none,
+            removed=np.repeat(r[None], len(bits), 0),
+        )
         for w in width
+        for r in removed
     ]
     costs = [Solver(options).cost(asked, row) for row in rows]
     best = min(range(len(rows)), key=lambda i: costs[i].min())
     return float(costs[best].min()), rows[best].take(np.array([costs[best].argmin()]))
 
 
-@pytest.mark.parametrize("space", ["chain_options", "residual_options"])
+@pytest.mark.parametrize("space", ["chain_options", "residual_options", "block_options"])
 @pytest.mark.parametrize("seed", range(8))
 def test_the_plan_is_within_two_percent_of_the_best_of_all(space, seed, request):
     options = request.getfixturevalue(space)

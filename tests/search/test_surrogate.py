@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from autocompress.search.options import Candidates, Options
 from autocompress.search.surrogate import DamageModel, LinearBelief, training_factor
 
 
@@ -20,52 +21,58 @@ def test_a_belief_is_the_ridge_regression_of_what_was_seen():
     assert belief.sd_of(x[:1])[0] == pytest.approx(np.sqrt(x[0] @ np.linalg.inv(precision) @ x[0]))
 
 
-def model(**options) -> DamageModel:
-    width = np.array([[0.0, 1.0], [0.0, 1.0]])
-    bits = np.array([[0.0, 1.0], [0.0, 1.0]])
-    return DamageModel(width=width, bits=bits, activations=np.array([0.0, 1.0]), **options)
+@pytest.fixture
+def damage(request) -> DamageModel:
+    """Two groups and a block on the residual pair, each of whose options does one unit of damage alone."""
+    return model(request.getfixturevalue("block_options"))
 
 
-def choice(width, bits=(0, 0), kind=0):
-    return np.array(width), np.array(bits), np.int64(kind)
+def model(options: Options, **more) -> DamageModel:
+    width = np.zeros(options.widths.shape)
+    width[:, 1:] = 1.0
+    bits = np.zeros((len(options.taps), len(options.bits)))
+    return DamageModel(options, width=width, bits=bits, blocks=np.ones(1), activations=np.zeros(2), **more)
 
 
-def drops(damage: DamageModel) -> list[float]:
-    both = np.array([[1, 0], [0, 1]]), np.zeros((2, 2), np.int64), np.zeros(2, np.int64)
-    return damage.predict(both)[0].tolist()
+def plan(*width: int, removed: bool = False) -> Candidates:
+    return Candidates(
+        width=np.array([width]), bits=np.zeros((1, 3), np.int64), activations=np.zeros(1, np.int64),
+        removed=np.array([[removed]]),
+    )  # fmt: skip
 
 
-def test_one_group_turns_out_worse_than_the_other():
-    damage = model()
-    first, second = drops(damage)
-    assert first == second > 0
+def drop(damage: DamageModel, one: Candidates, **options) -> float:
+    return float(damage.predict(one, **options)[0][0])
+
+
+def test_one_group_turns_out_worse_than_the_other(damage):
+    assert drop(damage, plan(1, 0)) == drop(damage, plan(0, 1)) > 0
     for _ in range(5):
-        damage.observe(choice([1, 0]), 0.08, training=1.0, noise=0.001)
-        damage.observe(choice([0, 1]), 0.01, training=1.0, noise=0.001)
-    first, second = drops(damage)
-    assert first == pytest.approx(0.08, rel=0.25)
-    assert second == pytest.approx(0.01, rel=0.25)
+        damage.observe(plan(1, 0), 0.08, training=1.0, noise=0.001)
+        damage.observe(plan(0, 1), 0.01, training=1.0, noise=0.001)
+    assert drop(damage, plan(1, 0)) == pytest.approx(0.08, rel=0.25)
+    assert drop(damage, plan(0, 1)) == pytest.approx(0.01, rel=0.25)
     assert damage.tables()[0][0, 1] > 3 * damage.tables()[0][1, 1]
 
 
-def test_without_learning_nothing_is_learned():
-    damage = model(learns=False)
-    before = drops(damage)
-    damage.observe(choice([1, 0]), 0.5, training=1.0, noise=0.001)
-    assert drops(damage) == before
+def test_what_is_inside_of_a_removed_block_does_no_damage_of_its_own(damage):
+    assert drop(damage, plan(0, 1, removed=True)) == drop(damage, plan(0, 0, removed=True)) > 0
 
 
-def test_longer_training_leaves_less_damage():
+def test_without_learning_nothing_is_learned(block_options):
+    damage = model(block_options, learns=False)
+    before = drop(damage, plan(1, 0))
+    damage.observe(plan(1, 0), 0.5, training=1.0, noise=0.001)
+    assert drop(damage, plan(1, 0)) == before
+
+
+def test_longer_training_leaves_less_damage(damage):
     assert training_factor(4.0) == pytest.approx(0.5)
-    damage = model()
-    one = tuple(part[None] if np.ndim(part) else np.array([part]) for part in choice([1, 1]))
-    assert damage.predict(one, training=4.0)[0][0] == pytest.approx(damage.predict(one)[0][0] / 2)
+    assert drop(damage, plan(1, 1), training=4.0) == pytest.approx(drop(damage, plan(1, 1)) / 2)
 
 
-def test_a_trial_that_was_trained_longer_says_more_of_the_short_ones():
+def test_a_trial_that_was_trained_longer_says_more_of_the_short_ones(damage):
     """2 points after four times the training are 4 points after one."""
-    damage = model()
     for _ in range(20):
-        damage.observe(choice([1, 1]), 0.02, training=4.0, noise=0.0005)
-    one = tuple(part[None] if np.ndim(part) else np.array([part]) for part in choice([1, 1]))
-    assert damage.predict(one)[0][0] == pytest.approx(0.04, rel=0.1)
+        damage.observe(plan(1, 1), 0.02, training=4.0, noise=0.0005)
+    assert drop(damage, plan(1, 1)) == pytest.approx(0.04, rel=0.1)

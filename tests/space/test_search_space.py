@@ -9,8 +9,8 @@ from optuna.distributions import FloatDistribution
 
 from autocompress.config import SpaceConfig
 from autocompress.plan import CompressionPlan
-from autocompress.records import GroupFacts, LayerFacts, ModelFacts
-from autocompress.space.search_space import SearchSpace, snap, width_after
+from autocompress.records import BlockFacts, GroupFacts, LayerFacts, ModelFacts
+from autocompress.space.search_space import SearchSpace, kept_widths, snap, width_after
 
 GROUPS = (
     GroupFacts(name="conv1", channels=64, granule=8, layers=("conv1", "conv3")),
@@ -21,6 +21,12 @@ LAYERS = tuple(
     LayerFacts(name=name, kind="conv", weights=100, out_channels=8) for name in ("conv1", "conv2", "conv3", "fc")
 )
 SPACE = SearchSpace(config=SpaceConfig(), facts=ModelFacts(layers=LAYERS, groups=GROUPS))
+
+BLOCKS = (
+    BlockFacts(name="a", layers=("conv2", "conv3"), groups=("conv2",)),
+    BlockFacts(name="b", layers=("conv4",), groups=("conv4",)),
+)
+WITH_BLOCKS = SearchSpace(config=SpaceConfig(), facts=ModelFacts(layers=LAYERS, groups=GROUPS, blocks=BLOCKS))
 
 
 def test_a_group_keeps_the_nearest_multiple_of_its_granule_and_never_nothing():
@@ -94,6 +100,55 @@ def test_a_plan_outside_of_the_space_has_no_parameters():
     assert SPACE.encode(too_narrow) is None
 
 
+def test_every_block_is_a_parameter_unless_the_study_says_no():
+    assert set(WITH_BLOCKS.raw()) - set(SPACE.raw()) == {"remove_block/a", "remove_block/b"}
+    assert WITH_BLOCKS.raw()["remove_block/a"].choices == (False, True)
+    assert WITH_BLOCKS.knobs() == SPACE.knobs()
+    without = SearchSpace(config=SpaceConfig(remove_blocks=False), facts=WITH_BLOCKS.facts)
+    assert without.raw() == SPACE.raw()
+    assert without.encode(WITH_BLOCKS.decode({"remove_block/a": True})) is None
+    assert without.encode(WITH_BLOCKS.decode({})) is not None
+
+
+def test_plans_that_make_the_same_network_are_equal():
+    inside = {"prune_ratio/conv2": 1 / 3, "weight_bits/conv2": 3, "weight_bits/conv3": 4}
+    plan = WITH_BLOCKS.decode({"remove_block/a": True, "prune_ratio/conv1": 0.5, **inside})
+    assert plan == WITH_BLOCKS.decode({"remove_block/a": True, "prune_ratio/conv1": 0.5})
+    assert plan.removed_blocks == ("a",)
+    assert plan.prune_ratio == {"conv1": 0.5, "conv4": 0.0}  # conv3 went, its group has a layer outside
+    assert plan.weight_bits == {"conv1": 32, "fc": 32}
+    loose = CompressionPlan(prune_ratio={"conv2": 0.5}, weight_bits={"conv3": 4, "fc": 8}, removed_blocks=("a",))
+    assert WITH_BLOCKS.canonical(loose) == CompressionPlan(weight_bits={"fc": 8}, removed_blocks=("a",))
+    assert WITH_BLOCKS.canonical(loose).structure_key() != loose.structure_key()
+
+
+def test_a_plan_without_blocks_is_encoded_and_decoded_with_all_bits_of_the_study():
+    space = SearchSpace(config=SpaceConfig(weight_bits=(4, 8)), facts=WITH_BLOCKS.facts)  # 32 is not among them
+    plan = space.decode({"remove_block/b": True, "remove_block/a": True, "weight_bits/fc": 4})
+    params = space.encode(plan)
+    assert params is not None
+    assert (params["remove_block/a"], params["remove_block/b"], params["weight_bits/conv2"]) == (True, True, 8)
+    assert space.decode(params) == plan
+    assert space.encode(CompressionPlan(removed_blocks=("c",))) is None
+
+
+@given(st.data())
+def test_what_is_decoded_with_blocks_comes_back_as_the_same_plan(data):
+    params = {n: data.draw(st.sampled_from(p.choices)) for n, p in WITH_BLOCKS.raw().items() if p.choices}
+    plan = WITH_BLOCKS.decode(params)
+    encoded = WITH_BLOCKS.encode(plan)
+    assert encoded is not None
+    assert WITH_BLOCKS.decode(encoded) == plan
+    assert {n: v for n, v in encoded.items() if n.startswith("remove_block/")} == {
+        n: v for n, v in params.items() if n.startswith("remove_block/")
+    }
+
+
+def test_a_group_that_went_with_its_block_keeps_no_channels():
+    plan = WITH_BLOCKS.decode({"remove_block/a": True, "prune_ratio/conv1": 0.5})
+    assert kept_widths(WITH_BLOCKS.facts, plan) == {"conv1": 32, "conv2": 0, "conv4": 9}
+
+
 def test_a_level_knob_prunes_every_group_alike_up_to_its_widths():
     plan = SPACE.from_knobs({"knob/prune_level": 0.5, "knob/bits": 4, "knob/bits_ends": 1})
     assert {g.name: width_after(g, plan.prune_ratio[g.name]) for g in GROUPS} == {"conv1": 32, "conv2": 12, "conv4": 6}
@@ -108,12 +163,17 @@ def test_slope_moves_pruning_to_late_groups_and_coupled_spares_shared_ones():
     assert width_after(GROUPS[1], spared.prune_ratio["conv2"]) == 12
 
 
-@given(st.floats(0, 0.75), st.floats(-0.6, 0.6), st.floats(-0.6, 0.3), st.sampled_from((3, 4, 8, 32)))
-def test_every_setting_of_the_knobs_is_a_plan_of_the_space(level, slope, coupled, bits):
-    plan = SPACE.from_knobs(
-        {"knob/prune_level": level, "knob/prune_slope": slope, "knob/prune_coupled": coupled, "knob/bits": bits}
-    )
-    assert SPACE.encode(plan) is not None
+@given(
+    st.sampled_from((0.75, 0.7, 0.3)),
+    st.floats(0, 1),
+    st.floats(-0.6, 0.6),
+    st.floats(-0.6, 0.3),
+    st.sampled_from((3, 4, 8, 32)),
+)
+def test_every_setting_of_the_knobs_is_a_plan_of_the_space(highest, level, slope, coupled, bits):
+    space = SearchSpace(config=SpaceConfig(max_prune_ratio=highest), facts=SPACE.facts)
+    dials = {"knob/prune_level": level * highest, "knob/prune_slope": slope, "knob/prune_coupled": coupled}
+    assert space.encode(space.from_knobs({**dials, "knob/bits": bits})) is not None
 
 
 def test_the_references_are_half_floats_and_post_training_int8():

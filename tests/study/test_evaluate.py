@@ -1,0 +1,135 @@
+"""One trial from its plan to its record, on a network with blocks that can go; what is shipped is looked at."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from autocompress.compress.drop import Dropped
+from autocompress.config import load_config
+from autocompress.plan import CompressionPlan
+from autocompress.records import Baseline, Latency, TrialRecord, TrialState
+from autocompress.search.stopping import Constraints
+from autocompress.space.search_space import SearchSpace
+from autocompress.study.evaluate import evaluate
+from autocompress.study.prepare import Task, load_state, prepare
+from autocompress.study.requests import Request, Source
+from autocompress.zoo.models import ResNet
+
+ARGS = {"in_channels": 1, "classes": 4, "widths": [8, 16], "depths": [2, 2]}
+BASELINE = Baseline(
+    metric="accuracy", val=0.5, test=None, size_bytes=30_000, latency_ms=1.0, params=0, macs=0, artifact=""
+)
+BLOCKS = ("layers.0", "layers.1", "layers.3")  # layers.2 changes the shape
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
+    """A prepared study on the tiny data; its teacher is not trained and nothing is timed."""
+    folder, threads = tmp_path_factory.mktemp("evaluate"), torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_file(ResNet(**ARGS).state_dict(), folder / "teacher.safetensors")
+        tables = {
+            "model": {"factory": "autocompress.zoo.models:ResNet", "args": ARGS, "weights": "teacher.safetensors"},
+            "data": {"factory": "tiny:make_tiny_data"},
+            "space": {"round_to": 2},
+            "search": {"batch_size": 32},
+        }
+        config = load_config(tables, name="blocks")
+        source = Source(config=config, workspace=folder / "runs", budget_s=60.0, base=folder)
+        yield prepare(source, BASELINE, lambda _: None)[0]
+    torch.set_num_threads(threads)
+
+
+def _plan(task: Task, **choices: object) -> CompressionPlan:
+    """Two of three blocks out, the stream at half its width, three kinds of bits."""
+    params = {"remove_block/layers.1": True, "remove_block/layers.3": True, "prune_ratio/conv1": 0.5}
+    bits = {"weight_bits/conv1": 8, "weight_bits/layers.0.conv1": 3, "weight_bits/layers.1.conv1": 4}
+    return SearchSpace(config=task.source.config.space, facts=task.facts).decode({**params, **bits, **choices})
+
+
+def _run(task: Task, trial: int, plan: CompressionPlan, continue_from: int | None = None) -> TrialRecord:
+    request = Request(
+        trial=trial, plan=plan, origin="search", train_s=0.5, deadline=time.monotonic() + 120, rivals=(),
+        constraints=Constraints(), anchor=True, continue_from=continue_from,
+        latency=Latency(latency_ms=1.0, ratio=1.0, ratio_ci=(1.0, 1.0), blocks=1),
+    )  # fmt: skip
+    return evaluate(task, request, lambda _: None)
+
+
+def _network(task: Task, record: TrialRecord) -> nn.Module:
+    network = task.prune(record.plan)
+    network.load_state_dict(load_state(task.source.folder / f"trial-{record.trial}" / "weights.safetensors"))
+    return network
+
+
+def test_the_facts_of_a_study_name_its_blocks(task: Task):
+    assert tuple(b.name for b in task.facts.blocks) == BLOCKS
+    assert [b.groups for b in task.facts.blocks] == [(f"{name}.conv1",) for name in BLOCKS]
+    assert task.facts.from_dict(json.loads(json.dumps(task.facts.to_dict()))) == task.facts
+
+
+@pytest.mark.parametrize(("trial", "activations"), [(1, "float"), (2, "uint8")])
+def test_a_plan_without_blocks_becomes_a_smaller_file_and_an_honest_record(task: Task, trial: int, activations: str):
+    record = _run(task, trial, _plan(task, activations=activations))
+    assert (record.state, record.reason) == (TrialState.COMPLETE, "")
+    assert record.widths == {
+        "conv1": 4, "layers.0.conv1": 8, "layers.1.conv1": 0, "layers.2.conv1": 16, "layers.2.conv2": 16,
+        "layers.3.conv1": 0,
+    }  # fmt: skip
+    network, measured = _network(task, record), record.measurement
+    assert [type(network.layers[i]) for i in (1, 3)] == [Dropped, Dropped]
+    assert measured is not None
+    assert measured.val is not None
+    assert measured.params == sum(p.numel() for p in network.parameters())
+    by_hand = 4 * 9 + 2 * 4 * 8 * 9 + (4 * 16 + 16 * 16) * 9 + 4 * 16 + 16 * 4 + 4  # convolutions, projection, linear
+    assert measured.params == by_hand + 2 * (4 + 8 + 4 + 16 + 16 + 16)  # and a scale and a shift per channel
+    positions = {8: 64, 4: 16}
+    stem, block = 4 * 9 + 2 * 4 * 8 * 9, (4 * 16 + 16 * 16) * 9 + 4 * 16
+    assert measured.macs == stem * positions[8] + block * positions[4] + 16 * 4
+    file = task.source.workspace / str(record.artifact)
+    assert file.stat().st_size == measured.size_bytes
+    assert sum("Conv" in node.op_type for node in onnx.load(file).graph.node) == 6
+    assert json.loads((file.parent / "plan.json").read_text())["removed_blocks"] == ["layers.1", "layers.3"]
+
+
+def test_a_trial_goes_on_from_the_weights_of_one_without_the_same_blocks(task: Task):
+    plan = _plan(task)
+    first = _run(task, 3, plan)
+    further = _run(task, 4, plan, continue_from=3)
+    assert (further.state, further.reason) == (TrialState.COMPLETE, "")
+    assert further.measurement is not None
+    assert first.measurement is not None
+    assert further.measurement.params == first.measurement.params
+
+
+def test_bits_and_ratios_inside_of_a_removed_block_do_no_harm(task: Task):
+    loose = CompressionPlan(
+        prune_ratio={"layers.1.conv1": 0.5, "conv1": 0.5},
+        weight_bits={"layers.1.conv1": 4, "layers.1.conv2": 16, "layers.0.conv1": 4},
+        removed_blocks=("layers.1",),
+    )
+    record = _run(task, 5, loose)
+    assert (record.state, record.reason, record.widths["layers.1.conv1"]) == (TrialState.COMPLETE, "", 0)
+
+
+def test_a_block_that_the_model_does_not_have_fails_the_trial_with_its_name(task: Task):
+    record = _run(task, 6, CompressionPlan(removed_blocks=("layers.7",)))
+    assert record.state is TrialState.FAILED
+    assert "the plan removes 'layers.7', which is not a block of the model" in record.reason
+
+
+def test_a_study_that_keeps_its_blocks_looks_for_none(task: Task, tmp_path: Path):
+    from autocompress.study.prepare import _find_facts
+
+    config = load_config({"space": {"remove_blocks": False}}, name="x")
+    assert _find_facts(task.model, task.example, config, []).blocks == ()
