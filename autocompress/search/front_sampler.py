@@ -27,7 +27,7 @@ from autocompress.search.ranges import distributions
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Prices, Solver
 from autocompress.search.stopping import Constraints
-from autocompress.search.surrogate import DamageModel
+from autocompress.search.surrogate import DamageModel, training_factor
 from autocompress.space.search_space import Parameter, SearchSpace
 
 BELIEF = "autocompress:belief"
@@ -47,6 +47,7 @@ class Reference:
         objectives: of the study, in the order of its values.
         noise: standard deviation of a measured drop.
         train_s: usual training of one trial in seconds.
+        later: training that the last stage adds to what is worth it, in units of `train_s`.
     """
 
     metric: float
@@ -56,6 +57,17 @@ class Reference:
     objectives: tuple[str, ...] = ("accuracy", "size", "latency")
     noise: float = 0.003
     train_s: float = 1.0
+    later: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A trial with a measured metric: its plan, drop from 0, (size, latency) ratios, and units of training."""
+
+    plan: Candidates
+    drop: float
+    cheap: tuple[float, float]
+    training: float
 
 
 class FrontSampler(BaseSampler):
@@ -94,7 +106,7 @@ class FrontSampler(BaseSampler):
         self._random = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
         self._learned = 0
-        self._trained: list[tuple[Candidates, tuple[float, float, float]]] = []
+        self._trained: list[Trained] = []
         self._trainings: list[float] = []
         self._seen: set[bytes] = set()
 
@@ -108,8 +120,8 @@ class FrontSampler(BaseSampler):
         """A value for every raw parameter; what is believed of the plan is kept as a system attribute."""
         self._learn(study)
         pool, sources = self._pool()
-        front = np.array([point for _, point in self._trained]).reshape(-1, 3)
-        mean, sd = self._damage.predict(pool, training=self._usual_training())
+        front = self._front()
+        mean, sd = self._damage.predict(pool, training=self._usual_training() + self._reference.later)
         cheap = self._cheap(pool)
         gains = expected_gain(mean, sd, cheap, front) * self._allowed(mean, sd, cheap)
         gains[[key in self._seen for key in _keys(self._options, pool)]] = -1.0
@@ -157,16 +169,21 @@ class FrontSampler(BaseSampler):
             (size or 0.0) / self._reference.size_bytes,
             (latency or 0.0) / self._reference.latency_ms,
         )
-        self._trained.append((one, (max(0.0, drop), *ratios)))
+        units = 0.0
         if plan.trains:
-            trained = float(trial.user_attrs.get("trained_s") or self._reference.train_s)
-            self._trainings.append(max(1.0, trained / self._reference.train_s))
-            self._damage.observe(
-                one,
-                drop,
-                training=trained / self._reference.train_s,
-                noise=self._reference.noise,
-            )
+            units = float(trial.user_attrs.get("trained_s") or self._reference.train_s) / self._reference.train_s
+            self._trainings.append(max(1.0, units))
+            self._damage.observe(one, drop, training=units, noise=self._reference.noise)
+        self._trained.append(Trained(plan=one, drop=max(0.0, drop), cheap=ratios, training=units))
+
+    def _front(self) -> Floats:
+        """(drop, size ratio, latency ratio) of all trained trials as the last stage would leave them, [n, 3]."""
+        later = self._reference.later
+        rows = [
+            (t.drop * (training_factor((t.training + later) / t.training) if t.training else 1.0), *t.cheap)
+            for t in self._trained
+        ]
+        return np.array(rows).reshape(-1, 3)
 
     def _usual_training(self) -> float:
         """Training that a proposal will have had, its parents' included: as much as the last ones."""
@@ -228,8 +245,7 @@ class FrontSampler(BaseSampler):
 
     def _mutated(self) -> Candidates | None:
         """Plans of the front with one width, the bits of one layer, or the activations changed."""
-        points = np.array([point for _, point in self._trained]).reshape(-1, 3)
-        parents = [one for (one, _), on in zip(self._trained, non_dominated(points), strict=True) if on]
+        parents = [t.plan for t, on in zip(self._trained, non_dominated(self._front()), strict=True) if on]
         if not parents:
             return None
         found = []

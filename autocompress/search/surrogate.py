@@ -10,7 +10,7 @@ import numpy as np
 
 from autocompress.search.options import Candidates, Floats, Options
 
-_AT_WORST = (0.06, 0.008, 0.002)  # drop at first believed of the narrowest widths, the fewest bits, integer activations
+_AT_WORST = (0.06, 0.005, 0.002)  # drop at first believed of the narrowest widths, the fewest bits, integer activations
 _OWN_WAY = 0.5  # sd of a group's or layer's own weight, relative to its scale
 _AT_LEAST = 0.2  # of the scale: no group and no layer is ever free
 _MISFIT, _FLOOR = 0.2, 0.001  # sd of a drop that the sum of parts cannot explain: relative, absolute

@@ -52,6 +52,7 @@ _SAME_FAILURES = 3
 _NUMBER = re.compile(r"\d+")  # the same failure after 7 steps and after 8
 _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
+_FINALISTS = 5  # trials that the last stage is about enough for
 _VERSIONS = ("torch", "torch-pruning", "onnx", "onnxruntime", "onnxscript", "optuna", "numpy")
 
 
@@ -290,6 +291,7 @@ class Driver:
             objectives=search.objectives,
             noise=_noise(baseline.val, min(self.data_sizes["val"], self.config.data.max_val)),
             train_s=self.schedule.train_s,
+            later=self.schedule.final_s / (_FINALISTS * self.schedule.train_s),
         )
         return make_sampler(
             search.sampler,

@@ -135,4 +135,9 @@ def test_proposals_remove_blocks_of_the_network_or_none(name):
         removed.add(plan.removed_blocks)
         assert ("end" in plan.prune_ratio) is ("end" in plan.weight_bits) is (not plan.removed_blocks)
         study.tell(number, [1.0, float(number)])
-    assert removed == ({()} if name == "knobs" else {(), ("tail",)})  # the dials remove no blocks
+    if name in ("knobs", "gp"):
+        assert removed == {()}, "the dials remove no blocks"
+    elif name in ("tpe", "nsga2", "random"):
+        assert removed == {(), ("tail",)}
+    else:
+        assert removed <= {(), ("tail",)}, "as it is worth it"

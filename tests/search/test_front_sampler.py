@@ -143,7 +143,7 @@ def test_two_objectives_ignore_what_is_not_asked_for(chain):
     assert belief(study, trial)["size_ratio"] == 0
     study.tell(trial, [0.94, 0.5])
     ask(study, chain)
-    assert engine._trained[0][1] == (pytest.approx(0.01), 0.0, 0.5)
+    assert (engine._trained[0].drop, engine._trained[0].cheap) == (pytest.approx(0.01), (0.0, 0.5))
 
 
 def test_measured_sensitivities_steer_the_first_proposals(chain):
