@@ -461,7 +461,8 @@ def _constraints(record: StudyRecord) -> dict[str, Any]:
 
 
 def _study_rows(workspace: Path) -> list[dict[str, Any]]:
-    from autocompress.study.store import DATABASE, StudyStore
+    from autocompress.study.database import DATABASE
+    from autocompress.study.store import StudyStore
 
     if not (workspace / DATABASE).is_file():
         return []
@@ -544,7 +545,8 @@ def _workspace_checks(workspace: Path) -> list[dict[str, Any]]:
     import sqlite3
     import tempfile
 
-    from autocompress.study.store import StudyStore, file_system
+    from autocompress.study.database import file_system
+    from autocompress.study.store import StudyStore
 
     existing = next(folder for folder in (workspace.absolute(), *workspace.absolute().parents) if folder.exists())
     try:

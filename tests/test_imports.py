@@ -30,7 +30,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "openvino": ("measure/",),
     "ml_dtypes": ("export/", "compress/"),
     "optuna": ("study/", "search/sampler.py", "search/front_sampler.py", "search/knob_sampler.py", "search/ranges.py"),
-    "sqlalchemy": ("study/store.py", "service/jobs.py"),
+    "sqlalchemy": ("study/database.py", "service/jobs.py"),
     "ray": ("study/executors.py",),
     "typer": ("cli.py",),
     "rich": ("cli.py", "terminal.py"),
@@ -49,7 +49,15 @@ PLAIN += ("search/surrogate.py", "search/stopping.py", "search/options.py", "sea
 PLAIN += ("search/sensitivity.py", "resources.py")
 # What starts without torch: nothing that imports torch may be imported at the top of these.
 TORCH_FREE = ("__init__.py", "__main__.py", "api.py", "cli.py", "terminal.py", "report.py", "bundle.py", "figures.py")
-TORCH_FREE += ("study/__init__.py", "study/store.py", "front/", "service/", *PLAIN)
+TORCH_FREE += (
+    "study/__init__.py",
+    "study/store.py",
+    "study/database.py",
+    "study/lock.py",
+    "front/",
+    "service/",
+    *PLAIN,
+)
 # The stages in order; a stage may use the ones before it, and only `study/` knows them all.
 STAGES = ("space", "compress", "recover", "export", "measure", "search", "study")
 

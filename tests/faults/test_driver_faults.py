@@ -14,6 +14,7 @@ from autocompress.config import StudyConfig, load_config
 from autocompress.errors import BudgetError, UsageError
 from autocompress.records import Baseline, Latency, StudyState, TrialRecord, TrialState
 from autocompress.study import run as run_module
+from autocompress.study.database import explained
 from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.requests import Examination, Prepared
 from autocompress.study.run import resume_study, search_study
@@ -283,7 +284,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_stored_stays(script, monkeypat
 
     def add_trial(self, name, record):
         if record.trial == 3 and full[0]:
-            with self._explained():
+            with explained(self.path):
                 raise OSError(errno.ENOSPC, "No space left on device")
         real(self, name, record)
 
