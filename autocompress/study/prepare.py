@@ -27,7 +27,8 @@ from autocompress.config import StudyConfig
 from autocompress.errors import UsageError
 from autocompress.export.artifact import Exporter, emit, make_exporter
 from autocompress.measure.device import Device, device_lock
-from autocompress.measure.local import LocalDevice, cores
+from autocompress.measure.local import LocalDevice
+from autocompress.measure.machine import cores
 from autocompress.measure.quality import Metric, drop, metric_for, predict
 from autocompress.plan import CompressionPlan, DistillPlan, Importance
 from autocompress.records import Baseline, ModelFacts
