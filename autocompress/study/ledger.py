@@ -22,6 +22,7 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.study.database import explained, open_optuna_storage
 from autocompress.study.store import StudyStore
 
+LOST = "the search was interrupted while it ran"
 # Optuna's NSGA-II takes no trial for a parent that lacks a generation, those added from outside included.
 _FIRST_GENERATION = {"NSGAIISampler:generation": 0}
 _STATES = {
@@ -118,7 +119,7 @@ class Ledger:
                     trial=trial.number,
                     state=TrialState.FAILED,
                     plan=self._space.decode(trial.params),
-                    reason="the search was interrupted while it ran",
+                    reason=LOST,
                 )
                 lost.append(record)
             for key, value in self._attributes(record).items():
