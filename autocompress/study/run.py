@@ -540,6 +540,7 @@ def _baseline_trial(baseline: Any, facts: ModelFacts, workspace: Path) -> TrialR
         origin="baseline",
         measurement=Measurement(
             val=baseline.val,
+            val_ci=baseline.val_ci,
             size_bytes=baseline.size_bytes,
             compressed_bytes=compressed_bytes((workspace / baseline.artifact).read_bytes()),
             latency=Latency(latency_ms=baseline.latency_ms, ratio=1.0, ratio_ci=(1.0, 1.0), blocks=0),

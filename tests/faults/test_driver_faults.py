@@ -73,7 +73,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
             if method == "probe":
                 return Latency(latency_ms=0.1, ratio=0.3, ratio_ci=(0.3, 0.3), blocks=20)
             if method == "examine":
-                return Examination(test=0.96, latency=Latency(latency_ms=0.1, ratio=0.3, ratio_ci=(0.3, 0.3), blocks=9))
+                latency = Latency(latency_ms=0.1, ratio=0.3, ratio_ci=(0.3, 0.3), blocks=9)
+                return Examination(test=0.96, test_ci=(0.9, 0.98), latency=latency)
             try:
                 return made.evaluate(arguments[0])
             except (WorkerDied, KeyboardInterrupt):
@@ -225,6 +226,19 @@ def test_the_final_stage_does_not_hide_why_the_search_ended(script):
     record = search(script, max_trials=20, budget="10m")
     assert [t.origin for t in trials(script)][-1] == "final"
     assert record.message == "ended after 3 identical failures: emit failed: no"
+
+
+def test_the_interval_of_the_test_value_is_kept_for_the_baseline_and_the_trials_that_were_looked_at(script):
+    def unseen(request):
+        done = script.complete(request)
+        return replace(done, measurement=replace(done.measurement, test=None))
+
+    script.evaluate = unseen
+    search(script)
+    seen = [t.measurement for t in trials(script) if t.measurement and t.measurement.test is not None]
+    assert len(seen) > 1
+    assert {(m.test, m.test_ci) for m in seen} == {(0.96, (0.9, 0.98))}
+    assert study(script).baseline.test_ci == (0.9, 0.98)
 
 
 def test_interruptions_are_no_failures_of_the_search(script):
