@@ -233,7 +233,8 @@ def front_trials(store: StudyStore, study: StudyRecord) -> list[TrialRecord]:
 
 def study_names(workspace: Path) -> list[str]:
     """Names of the studies of a workspace, oldest first; empty if there is no workspace yet."""
-    from autocompress.study.store import DATABASE, StudyStore
+    from autocompress.study.database import DATABASE
+    from autocompress.study.store import StudyStore
 
     if not (workspace / DATABASE).is_file():
         return []

@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.config import BUILTIN_METRICS
 from autocompress.errors import NotFoundError, UsageError
 from autocompress.front.explain import (
     format_bytes,
     format_drop,
     format_ms,
     is_latency_tie,
+    is_share,
     metric_name,
     plan_lines,
     words,
 )
 from autocompress.front.hypervolume import metric_drop
-from autocompress.front.summary import interval, metric_direction, samples_of
+from autocompress.front.summary import metric_direction, samples_of
 from autocompress.records import FrontPoint, StudyRecord
 
 RUN_SCRIPT = '''"""Run model.onnx, which lies beside this file; needs only onnxruntime and numpy.
@@ -201,7 +203,7 @@ def _card(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
         "## What was measured",
         _metrics(point, study, shipped),
         "Every number is of the exported file, run by the target runtime. The plan was selected on validation data; "
-        "test data was looked at once, at the end.",
+        f"test data was looked at once, at the end. {_about_intervals(point, study)}",
         "## What is in the file",
         _bytes(point, shipped),
         "## What was done to the model",
@@ -229,11 +231,9 @@ def _metrics(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
     for split, label in (("val", "validation"), ("test", "test")):
         value, reference = getattr(point, split), getattr(base, split, None)
         count = samples_of(study, split)
-        shown = _with_interval(value, count, metric)
-        rows.append(
-            f"| {metric_name(metric)}, {label} | {shown} | {_with_interval(reference, count, metric)} "
-            f"| {_lost(value, reference, study)} |"
-        )
+        shown = _with_interval(value, getattr(point, f"{split}_ci"), count, metric)
+        dense = _with_interval(reference, getattr(base, f"{split}_ci", None), count, metric)
+        rows.append(f"| {metric_name(metric)}, {label} | {shown} | {dense} | {_lost(value, reference, study)} |")
     low, high = point.latency_ratio_ci
     tie = "; as fast within noise" if is_latency_tie(point) else ""
     rows += [
@@ -248,12 +248,24 @@ def _metrics(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
     return "\n".join(rows)
 
 
-def _with_interval(value: float | None, samples: int | None, metric: str) -> str:
+def _with_interval(value: float | None, ci: tuple[float, float] | None, samples: int | None, metric: str) -> str:
     if value is None:
         return "not measured"
-    span = interval(value, samples, metric)
-    of = f", n = {samples}" if samples else ""
-    return f"{value:.4f} (95 % {span[0]:.4f} to {span[1]:.4f}{of})" if span else f"{value:.4g}{of}"
+    digits = ".4f" if is_share(metric) else ".4g"
+    known = [f"95 % {ci[0]:{digits}} to {ci[1]:{digits}}"] if ci else []
+    known += [f"n = {samples}"] if samples else []
+    return f"{value:{digits}}" + (f" ({', '.join(known)})" if known else "")
+
+
+def _about_intervals(point: FrontPoint, study: StudyRecord) -> str:
+    """What the intervals are, or why there are none."""
+    metric = study.baseline.metric if study.baseline else str(study.config.get("task", {}).get("metric", "metric"))
+    if point.val_ci is not None:
+        kind = "Wilson's, of a share of samples" if metric == "accuracy" else "a bootstrap over the samples"
+        return f"The intervals of the {metric_name(metric)} say what other samples could have given ({kind})."
+    if metric in BUILTIN_METRICS:
+        return f"The study recorded no interval of the {metric_name(metric)}."
+    return f"The {metric_name(metric)} has no interval: a metric of your own is called once, over all samples together."
 
 
 def _lost(value: float | None, reference: float | None, study: StudyRecord) -> str:

@@ -13,34 +13,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from autocompress.errors import AutocompressError, ConstraintError, NotFoundError, UsageError
+from autocompress.errors import AutocompressError, ConstraintError, UsageError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    from autocompress.config import StudyConfig
     from autocompress.records import StudyRecord
 
 INTERRUPTED = 130
-_ENVIRONMENT = "AUTOCOMPRESS_"
-# Values shown for keys that have no default, in the file that `init` writes.
-_EXAMPLES: dict[str, Any] = {
-    "model.factory": "my_package.nets:make_model",
-    "model.weights": "teacher.safetensors",
-    "data.factory": "my_package.data:load",
-    "task.direction": "maximize",
-    "search.max_trials": 100,
-    "search.train_s": 20.0,
-    "search.max_drop": 0.01,
-    "search.max_size": "500kB",
-    "search.max_latency": 5.0,
-}
-_WRITTEN_OUT = ("model.factory", "data.factory", "task.metric", "search.budget")
 
 # Plain help and errors: rich would cost a tenth of a second at every start.
 app = typer.Typer(
@@ -104,10 +88,16 @@ def search(
     as_json: AsJson = False,
 ) -> int:
     """Search compressed versions of a model until the budget ends."""
+    from autocompress.api import study_names
+    from autocompress.study_file import environment_overrides, find_study, toml_value
+
     flags = {"budget": budget, "seed": seed, "max_trials": max_trials}
-    given = [f"search.{key}={_toml(value)}" for key, value in flags.items() if value is not None]
-    config, base = _study_file(study, [*environment_overrides(os.environ), *(overrides or []), *given], name, workspace)
-    if config.name in _known_names(workspace):
+    given = [f"search.{key}={toml_value(value)}" for key, value in flags.items() if value is not None]
+    every = [*environment_overrides(os.environ), *(overrides or []), *given]
+    config, base = find_study(study, overrides=every, workspace=workspace)
+    if name is not None:
+        config = config.model_copy(update={"name": name})
+    if config.name in study_names(workspace):
         raise UsageError(
             f"study {config.name!r} exists in {workspace}; continue it with `autocompress resume {config.name}`"
             " or choose another name with --name"
@@ -283,12 +273,9 @@ def report(
 @app.command(epilog="Example: autocompress devices --json")
 def devices(as_json: AsJson = False) -> None:
     """List the devices on which latency can be measured."""
-    runtimes = {name: _version(name) for name in ("onnxruntime", "openvino")}
-    found = [
-        {"name": "local", "runtime": runtime, "version": version, "processor": _processor(), "cores": _cores()}
-        for runtime, version in runtimes.items()
-        if version
-    ]
+    from autocompress.doctor import devices as local_devices
+
+    found = local_devices()
     lines = [f"{d['name']}  {d['runtime']} {d['version']}  {d['processor']}, {d['cores']} cores" for d in found]
     _print({"devices": found}, as_json, "\n".join(lines) or "no runtime is installed; `pip install onnxruntime`")
 
@@ -299,10 +286,13 @@ def doctor(workspace: Workspace = _WORKSPACE, as_json: AsJson = False) -> int:
 
     Versions, cores, database mode, and how steadily this machine computes.
     """
-    checks = [*_version_checks(), *_machine_checks(), *_workspace_checks(workspace)]
-    lines = [f"{'ok  ' if check['ok'] else 'FAIL'}  {check['check']}: {check['found']}" for check in checks]
-    _print({"checks": checks, "ok": all(c["ok"] for c in checks)}, as_json, "\n".join(lines))
-    return 0 if all(check["ok"] for check in checks) else UsageError.exit_code
+    from autocompress.doctor import examine
+
+    checks = examine(workspace)
+    ok = all(check.ok for check in checks)
+    lines = [f"{'ok  ' if check.ok else 'FAIL'}  {check.check}: {check.found}" for check in checks]
+    _print({"checks": [asdict(check) for check in checks], "ok": ok}, as_json, "\n".join(lines))
+    return 0 if ok else UsageError.exit_code
 
 
 @app.command(epilog="Example: autocompress init study.toml")
@@ -311,6 +301,8 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write a commented study file with every key and its default."""
+    from autocompress.study_file import study_template
+
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(study_template())
@@ -335,81 +327,6 @@ def schema(as_json: AsJson = False) -> None:
 
 
 # -- what the verbs share
-
-
-def environment_overrides(environment: Mapping[str, str]) -> list[str]:
-    """ "search.budget=5m" for AUTOCOMPRESS_SEARCH__BUDGET=5m: above the study file, below `--set`.
-
-    Raises:
-        UsageError: a variable names no key of a study file.
-    """
-    from autocompress.config import StudyConfig
-
-    found = []
-    for variable, value in sorted(environment.items()):
-        if not variable.startswith(_ENVIRONMENT) or "__" not in variable:
-            continue
-        table, _, key = variable.removeprefix(_ENVIRONMENT).lower().partition("__")
-        known = _keys(StudyConfig).get(table)
-        if known is None or key not in known:
-            pairs = [(table, k) for k in known] if known else [(t, "...") for t in _keys(StudyConfig)]
-            names = ", ".join(f"{_ENVIRONMENT}{t.upper()}__{k.upper()}" for t, k in pairs)
-            raise UsageError(f"the environment variable {variable} names no key of a study file; known are {names}")
-        found.append(f"{table}.{key}={value}")
-    return found
-
-
-def study_template() -> str:
-    """A study file with every key, its meaning and its default, made from the schema."""
-    from autocompress.config import StudyConfig
-
-    lines = ["# A study of autocompress. A key with a # before it shows its default, or an example if it has none."]
-    for table, field in StudyConfig.model_fields.items():
-        if table == "name":
-            lines += ["", '# name = "my-study"  # the name of this file if omitted']
-            continue
-        model: type[BaseModel] = field.annotation  # type: ignore[assignment]
-        lines += ["", f"[{table}]  # {(model.__doc__ or '').strip().splitlines()[0].partition(': ')[2]}"]
-        for key, entry in model.model_fields.items():
-            full = f"{table}.{key}"
-            value = _EXAMPLES.get(full, entry.default_factory() if entry.default_factory else entry.default)  # type: ignore[call-arg]
-            comment = f"  # {entry.description}" if entry.description else ""
-            lines.append(f"{'' if full in _WRITTEN_OUT else '# '}{key} = {_toml(value)}{comment}")
-    return "\n".join(lines) + "\n"
-
-
-def _study_file(study: str, overrides: list[str], name: str | None, workspace: Path) -> tuple[StudyConfig, Path | None]:
-    """The resolved configuration of a built-in or a file, and the folder that its paths are relative to."""
-    from autocompress.config import load_config, read_toml
-    from autocompress.resources import resource
-
-    folder = resource("studies")
-    builtins = {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    is_file = study.endswith(".toml") or os.sep in study
-    if not is_file and study not in builtins:
-        _refuse_unknown_study(study, sorted(builtins), workspace)
-    path = Path(study) if is_file else builtins[study]
-    config = load_config(read_toml(path), name=path.stem, overrides=tuple(overrides), origin=str(path))
-    if name is not None:
-        config = config.model_copy(update={"name": name})
-    return config, path.absolute().parent if is_file else None
-
-
-def _refuse_unknown_study(study: str, builtins: list[str], workspace: Path) -> NoReturn:
-    import difflib
-
-    known = _known_names(workspace)
-    if study in known:
-        raise UsageError(f"{study!r} is a study of {workspace} already; continue it with `autocompress resume {study}`")
-    near = difflib.get_close_matches(study, [*builtins, *known], n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}" if near else f"built-in are {', '.join(builtins) or 'none'}"
-    raise NotFoundError(f"no built-in study {study!r}; {hint}; for a study file of your own: `autocompress init`")
-
-
-def _known_names(workspace: Path) -> list[str]:
-    from autocompress.api import study_names
-
-    return study_names(workspace)
 
 
 @contextlib.contextmanager
@@ -461,7 +378,8 @@ def _constraints(record: StudyRecord) -> dict[str, Any]:
 
 
 def _study_rows(workspace: Path) -> list[dict[str, Any]]:
-    from autocompress.study.store import DATABASE, StudyStore
+    from autocompress.study.database import DATABASE
+    from autocompress.study.store import StudyStore
 
     if not (workspace / DATABASE).is_file():
         return []
@@ -483,95 +401,6 @@ def _counted(counts: Mapping[Any, int]) -> dict[str, int]:
     from autocompress.records import TrialState
 
     return {"total": sum(counts.values())} | {state.value: counts.get(state, 0) for state in TrialState}
-
-
-def _keys(config: type[BaseModel]) -> dict[str, list[str]]:
-    models = {table: field.annotation for table, field in config.model_fields.items() if table != "name"}
-    return {table: list(model.model_fields) for table, model in models.items()}  # type: ignore[union-attr]
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
-    return json.dumps(value)
-
-
-# -- doctor
-
-
-def _version(distribution: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def _version_checks() -> list[dict[str, Any]]:
-    needed = ("torch", "torch-pruning", "onnx", "onnxruntime", "optuna", "sqlalchemy", "pydantic", "plotly")
-    python = {"check": "python", "ok": True, "found": sys.version.split()[0]}
-    found = [(name, _version(name)) for name in needed]
-    return [
-        python,
-        *({"check": n, "ok": v is not None, "found": v or f"missing; `pip install {n}`"} for n, v in found),
-    ]
-
-
-def _machine_checks() -> list[dict[str, Any]]:
-    import time
-
-    def block() -> float:
-        start = time.perf_counter()
-        sum(range(20_000))
-        return time.perf_counter() - start
-
-    blocks = sorted(block() for _ in range(200))
-    spread = blocks[189] / blocks[100] - 1
-    advice = "" if spread < 0.2 else "; other programs are using the processor, latency intervals will be wide"
-    return [
-        {"check": "processor", "ok": True, "found": f"{_processor()}, {_cores()} cores"},
-        {"check": "timing noise", "ok": True, "found": f"p95 is {spread:.0%} above p50{advice}"},
-    ]
-
-
-def _workspace_checks(workspace: Path) -> list[dict[str, Any]]:
-    """Tries the database mode in a folder of its own, so that nothing is left behind."""
-    import sqlite3
-    import tempfile
-
-    from autocompress.study.store import StudyStore, file_system
-
-    existing = next(folder for folder in (workspace.absolute(), *workspace.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=existing, prefix=".autocompress-doctor-") as folder:
-            StudyStore(Path(folder)).close()
-        problem = ""
-    except (OSError, UsageError) as error:
-        problem = f"{error}; choose another folder with --workspace"
-    kind = file_system(existing)
-    return [
-        {"check": "workspace", "ok": not problem, "found": problem or f"{workspace} can be written"},
-        {"check": "sqlite", "ok": not problem and kind is None, "found": f"{sqlite3.sqlite_version}, {kind or 'WAL'}"},
-    ]
-
-
-def _processor() -> str:
-    import platform
-
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -- printing

@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from autocompress.front.explain import format_bytes, format_drop, format_ms, metric_name, plan_lines
-from autocompress.front.hypervolume import REFERENCE
+from autocompress.front.hypervolume import REFERENCE, metric_drop
 from autocompress.front.pareto import non_dominated
-from autocompress.front.summary import FrontFacts, LayerRow, PointFacts, interval
+from autocompress.front.summary import FrontFacts, LayerRow, PointFacts
 from autocompress.records import FrontPoint
 
 FIGURE_CONFIG: dict[str, Any] = {
@@ -45,7 +45,7 @@ def plot_trade_off(facts: FrontFacts, against: Against) -> go.Figure:
     """Loss of the metric against the file's size (log axis) or its latency: lower left is better.
 
     The line is the front of these two objectives alone; a front point off the line is there for the third.
-    Whiskers are 95 % intervals: of the latency ratio, and of the accuracy as a share of the samples.
+    Whiskers are 95 % intervals: of the latency ratio, and of the metric over samples where it has one.
     """
     figure = go.Figure()
     front, anchors, others = _by_role(facts)
@@ -311,14 +311,19 @@ def _add_whiskers(trace: go.Scatter, points: Sequence[PointFacts], facts: FrontF
             "array": [ci[1] * unit - at for at, unit, ci in ms],
             "arrayminus": [at - ci[0] * unit for at, unit, ci in ms],
         }
-    spans = [interval(p.point.val, facts.val_samples, facts.metric) for p in points]
-    if all(spans):
-        pairs = [(p.point.val, span) for p, span in zip(points, spans, strict=True) if span]
+    if facts.baseline and all(p.point.val_ci for p in points):
+        ends = [_drops(p.point.val_ci, facts.baseline.val, facts) for p in points if p.point.val_ci]
         trace.error_y = {
             **look,
-            "array": [(value - low) * 100 for value, (low, _) in pairs],
-            "arrayminus": [(high - value) * 100 for value, (_, high) in pairs],
+            "array": [(high - p.drop) * 100 for p, (_, high) in zip(points, ends, strict=True)],
+            "arrayminus": [(p.drop - low) * 100 for p, (low, _) in zip(points, ends, strict=True)],
         }
+
+
+def _drops(ci: tuple[float, float], reference: float, facts: FrontFacts) -> tuple[float, float]:
+    """The interval of a value as an interval of its drop, the lower end first."""
+    first, second = (metric_drop(end, reference, direction=facts.direction) for end in ci)
+    return min(first, second), max(first, second)
 
 
 def _add_baseline(figure: go.Figure, facts: FrontFacts, against: Against) -> None:

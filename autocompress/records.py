@@ -101,6 +101,7 @@ class Measurement(Record):
     Attributes:
         val: the study's metric on validation data, computed by the runtime from the file; None before training.
         test: the same on test data; only the final stage looks at it.
+        val_ci, test_ci: their 95 % intervals over samples; None for a metric of one's own.
         size_bytes: bytes of the exported file; `compressed_bytes`: of the same file after zlib level 9.
         macs: multiply-accumulates for one sample.
     """
@@ -112,6 +113,8 @@ class Measurement(Record):
     params: int
     macs: int
     test: float | None = None
+    val_ci: tuple[float, float] | None = None
+    test_ci: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +252,8 @@ class Baseline(Record):
     params: int
     macs: int
     artifact: str
+    val_ci: tuple[float, float] | None = None
+    test_ci: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +304,8 @@ class FrontPoint(Record):
     artifact: str
     origin: str
     plan: CompressionPlan
+    val_ci: tuple[float, float] | None = None
+    test_ci: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

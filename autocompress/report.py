@@ -26,6 +26,7 @@ from autocompress.front.explain import (
     format_duration,
     format_ms,
     is_latency_tie,
+    is_share,
     metric_name,
     plan_lines,
     words,
@@ -36,7 +37,6 @@ from autocompress.front.summary import (
     LayerRow,
     front_facts,
     front_hypervolume,
-    interval,
     layer_rows,
     loses_much,
     metric_direction,
@@ -82,6 +82,7 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
             for s in ("val", "test")
         },
         rows=rows,
+        has_intervals=any(row["val"] and row["val"]["interval"] for row in rows),
         chosen=next((row for row in rows if chosen and row["trial"] == chosen.trial), None),
         beyond=figures.beyond_view(facts),
         layers=points["layers"],
@@ -142,8 +143,8 @@ def _front_rows(study: StudyRecord, facts: FrontFacts, trials: dict[int, TrialRe
                 "trial": point.trial,
                 "origin": point.origin,
                 "point": point,
-                "val": _value(point.val, facts.val_samples, facts.metric),
-                "test": _value(point.test, facts.test_samples, facts.metric),
+                "val": _value(point.val, point.val_ci, facts.metric),
+                "test": _value(point.test, point.test_ci, facts.metric),
                 "drops": {split: _change(drop, facts) for split, drop in drops.items()},
                 "lossy": bool(base and loses_much(point, base, direction=facts.direction)),
                 "tie": is_latency_tie(point) and point.origin != "baseline",
@@ -161,14 +162,13 @@ def _change(drop: float, facts: FrontFacts) -> str:
     return f"{format_drop(abs(drop), direction=facts.direction)} {'gained' if drop < 0 else 'lost'}"
 
 
-def _value(value: float | None, samples: int | None, metric: str) -> dict[str, str] | None:
+def _value(value: float | None, ci: tuple[float, float] | None, metric: str) -> dict[str, str] | None:
     """A metric as text, with its interval where it has one; percent for shares."""
     if value is None:
         return None
-    span = interval(value, samples, metric)
-    if span is None:
-        return {"value": f"{value:.4g}", "interval": ""}
-    return {"value": f"{value:.1%}", "interval": f"{span[0]:.1%} to {span[1]:.1%}"}
+    shown = "{:.1%}" if is_share(metric) else "{:.4g}"
+    span = " to ".join(shown.format(end) for end in ci) if ci else ""
+    return {"value": shown.format(value), "interval": span}
 
 
 def _points_data(study: StudyRecord, facts: FrontFacts, trials: dict[int, TrialRecord]) -> dict[str, Any]:

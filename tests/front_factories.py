@@ -25,7 +25,9 @@ from autocompress.records import (
 BASELINE = Baseline(
     metric="accuracy",
     val=0.981,
+    val_ci=(0.952, 0.994),
     test=0.978,
+    test_ci=(0.957, 0.989),
     size_bytes=1_094_138,
     latency_ms=0.309,
     params=272_474,
@@ -38,7 +40,9 @@ def make_point(trial: int = 17, **changes: Any) -> FrontPoint:
     values: dict[str, Any] = {
         "trial": trial,
         "val": 0.979,
+        "val_ci": (0.946, 0.992),
         "test": 0.976,
+        "test_ci": (0.9545, 0.9875),
         "size_bytes": 61_044,
         "compressed_bytes": 40_113,
         "latency_ms": 0.101,
@@ -58,7 +62,9 @@ def make_trial(
 ) -> TrialRecord:
     measurement = Measurement(
         val=val,
+        val_ci=None if val is None else (val - 0.02, val + 0.01),
         test=test,
+        test_ci=None if test is None else (test - 0.02, test + 0.01),
         size_bytes=size_bytes,
         compressed_bytes=int(size_bytes * 0.8),
         latency=Latency(

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from front_factories import make_point, make_study
+from front_factories import BASELINE, make_point, make_study
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.bundle import write_bundle
@@ -112,6 +112,27 @@ def test_the_card_names_the_blocks_that_were_removed(workspace: Path, tmp_path: 
     out = write_bundle(point, make_study(), workspace=workspace, out=tmp_path / "out")
     assert "- removed: 1 block (layer2.1)" in (out / "model_card.md").read_text()
     assert json.loads((out / "plan.json").read_text())["removed_blocks"] == ["layer2.1"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "ci", "shown", "why"),
+    [
+        ("accuracy", (0.9, 0.95), "0.9300 (95 % 0.9000 to 0.9500, n = 180)", "Wilson's, of a share of samples"),
+        ("f1", (0.9, 0.95), "0.9300 (95 % 0.9000 to 0.9500, n = 180)", "a bootstrap over the samples"),
+        ("mse", (0.9, 0.95), "0.93 (95 % 0.9 to 0.95, n = 180)", "a bootstrap over the samples"),
+        ("f1", None, "0.9300 (n = 180)", "The study recorded no interval of the f1."),
+        ("margin", None, "0.93 (n = 180)", "The margin has no interval: a metric of your own is called once"),
+    ],
+)
+def test_the_card_has_the_interval_of_every_metric_or_says_why_not(
+    workspace: Path, tmp_path: Path, metric: str, ci: tuple[float, float] | None, shown: str, why: str
+) -> None:
+    point = replace(place(workspace, linear_model()), val=0.93, val_ci=ci, test=None, test_ci=None)
+    study = make_study(baseline=replace(BASELINE, metric=metric))
+    card = (write_bundle(point, study, workspace=workspace, out=tmp_path / "out") / "model_card.md").read_text()
+    assert f"| {metric}, validation | {shown} |" in card
+    assert f"| {metric}, test | not measured |" in card
+    assert why in card
 
 
 def test_a_file_that_changed_since_it_was_measured_is_told_on_the_card(workspace: Path, tmp_path: Path) -> None:

@@ -497,16 +497,6 @@ def test_init_writes_a_file_that_loads_and_is_not_overwritten(workspace, capsys,
     assert "not overwritten" in capsys.readouterr().err
 
 
-def test_every_line_of_the_template_is_valid_when_its_mark_is_removed():
-    lines = cli.study_template().splitlines()
-    text = "\n".join(re.sub(r"^# (?=\w+ = )", "", line) for line in lines)
-    config = load_config(tomllib.loads(text), name="x")
-    tables = {name for name in StudyConfig.model_fields if name != "name"}
-    for table in tables:
-        assert set(tomllib.loads(text)[table]) == set(type(getattr(config, table)).model_fields)
-    assert config.search.max_size == 500_000
-
-
 def test_schema_is_the_schema_of_a_study_file(capsys):
     assert call("schema", "--json") == 0
     assert document(capsys.readouterr().out) == StudyConfig.model_json_schema()

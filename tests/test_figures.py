@@ -67,6 +67,25 @@ def test_test_values_are_apart_from_validation_values() -> None:
     assert drawn["front, test"].marker.symbol == "diamond-open"  # type: ignore[attr-defined]
 
 
+def test_whiskers_are_the_interval_of_the_loss_also_where_less_is_better() -> None:
+    trial = make_trial(1, 0.971, 200_000, 0.5)  # interval 0.951 to 0.981 against a baseline of 0.981
+    whisker = traces(figures.plot_trade_off(front_facts(make_study(), [trial]), "size"))["front, validation"].error_y
+    assert (whisker.array[0], whisker.arrayminus[0]) == pytest.approx((2.0, 1.0))
+    base = replace(BASELINE, metric="mse", val=0.5, test=None)
+    trial = make_trial(1, 0.55, 200_000, 0.5)  # 10 % more error, interval 0.53 to 0.56: 6 % to 12 %
+    facts = front_facts(make_study(baseline=base, config={"task": {"metric": "mse"}}), [trial])
+    whisker = traces(figures.plot_trade_off(facts, "size"))["front, validation"].error_y
+    assert (whisker.array[0], whisker.arrayminus[0]) == pytest.approx((2.0, 4.0))
+
+
+def test_a_metric_without_intervals_has_no_whiskers() -> None:
+    trial = make_trial(1, 0.971, 200_000, 0.5)
+    assert trial.measurement is not None
+    bare = replace(trial, measurement=replace(trial.measurement, val_ci=None))
+    drawn = traces(figures.plot_trade_off(front_facts(make_study(), [bare]), "size"))["front, validation"]
+    assert drawn.error_y.array is None
+
+
 def test_stopped_trials_are_not_drawn() -> None:
     trials = [make_trial(1, 0.97, 200_000, 0.5), make_trial(2, None, 1000, 0.1, state=TrialState.STOPPED)]
     figure = figures.plot_objectives(front_facts(make_study(), trials))

@@ -152,7 +152,10 @@ def test_a_baseline_that_nothing_beat_is_called_that() -> None:
 def test_a_metric_without_intervals_and_test_values_renders() -> None:
     base = replace(BASELINE, metric="mse", val=0.5, test=None)
     study = make_study(baseline=base, config={"task": {"metric": "mse"}}, facts=None)
-    page = Page(render_report(study, [make_trial(1, 0.51, 500_000, 0.5)]))
+    trial = make_trial(1, 0.51, 500_000, 0.5)
+    assert trial.measurement is not None
+    page = Page(render_report(study, [replace(trial, measurement=replace(trial.measurement, val_ci=None))]))
+    assert "95 % intervals, of the latency alone: the mse has none" in " ".join(page.prose.split())
     assert "for 2.0 % more mse" in page.prose
     assert "test data was not looked at" in page.prose
 
@@ -170,6 +173,15 @@ def test_removed_blocks_are_told_and_their_layers_marked() -> None:
         (0, 0, "layer1.0"), (16, 32, "")
     ]  # fmt: skip
     assert "Grey" not in Page(render_report(make_study(), trials)).prose
+
+
+def test_an_interval_is_in_the_unit_of_its_value() -> None:
+    shares = Page(render_report(make_study(), [make_trial(1, 0.97, 500_000, 0.5)])).prose
+    assert "95.0% to 98.0%" in shares
+    base = replace(BASELINE, metric="mse", val=0.5, test=None)
+    study = make_study(baseline=base, config={"task": {"metric": "mse"}})
+    errors = Page(render_report(study, [make_trial(1, 0.51, 500_000, 0.5)])).prose
+    assert "0.49 to 0.52" in errors
 
 
 def test_names_and_reasons_cannot_become_markup() -> None:

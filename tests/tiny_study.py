@@ -78,9 +78,9 @@ def write_study(folder: Path, **changes: dict[str, Any]) -> Path:
 
 
 def _line(key: str, value: Any) -> str:
-    from autocompress.cli import _toml
+    from autocompress.study_file import toml_value
 
-    return f"{key} = {_toml(value)}"
+    return f"{key} = {toml_value(value)}"
 
 
 def environment() -> dict[str, str]:

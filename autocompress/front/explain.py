@@ -9,7 +9,7 @@ from autocompress.front.hypervolume import Direction, metric_drop
 from autocompress.plan import CompressionPlan
 from autocompress.records import Baseline, FrontPoint
 
-_Z95 = 1.959963984540054
+_SHARES = ("accuracy", "balanced_accuracy", "recall", "f1")
 
 
 def words(point: FrontPoint, baseline: Baseline, *, direction: Direction = "maximize") -> str:
@@ -47,21 +47,6 @@ def is_latency_tie(point: FrontPoint) -> bool:
 def judged_on_test(point: FrontPoint, baseline: Baseline) -> bool:
     """Whether the loss of this point can be told on test data: both it and the baseline were looked at."""
     return point.test is not None and baseline.test is not None
-
-
-def wilson_interval(share: float, samples: int) -> tuple[float, float]:
-    """95 % interval of a share of `samples` independent trials, for example of an accuracy.
-
-    Raises:
-        ValueError: the share is not in [0, 1], or there are no samples.
-    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
-    """
-    if not 0 <= share <= 1 or samples < 1:
-        raise ValueError(f"a share in [0, 1] of at least one sample was expected, got {share} of {samples}")
-    spread = _Z95**2 / samples
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def plan_lines(plan: CompressionPlan) -> list[str]:
@@ -109,6 +94,11 @@ def format_ms(latency_ms: float) -> str:
     if not (math.isfinite(latency_ms) and latency_ms > 0):
         return f"{latency_ms:g} ms"
     return f"{latency_ms:.{max(0, 2 - math.floor(math.log10(latency_ms)))}f} ms"
+
+
+def is_share(metric: str) -> bool:
+    """Whether the metric is a share, 0 to 1, which people read as percent."""
+    return metric in _SHARES
 
 
 def metric_name(metric: str) -> str:

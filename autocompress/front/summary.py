@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.front.explain import judged_on_test, wilson_interval, words
+from autocompress.front.explain import judged_on_test, words
 from autocompress.front.hypervolume import REFERENCE, Direction, gain, hypervolume, metric_drop
 from autocompress.front.pareto import non_dominated
 from autocompress.records import Baseline, FrontPoint, Measurement, ModelFacts, StudyRecord, TrialRecord, TrialState
@@ -118,7 +118,9 @@ def point_of(trial: TrialRecord) -> FrontPoint:
     return FrontPoint(
         trial=trial.trial,
         val=measured.val,
+        val_ci=measured.val_ci,
         test=measured.test,
+        test_ci=measured.test_ci,
         size_bytes=measured.size_bytes,
         compressed_bytes=measured.compressed_bytes,
         latency_ms=measured.latency.latency_ms,
@@ -199,13 +201,6 @@ def layer_rows(facts: ModelFacts, trial: TrialRecord) -> list[LayerRow]:
             )
         )
     return rows
-
-
-def interval(value: float | None, samples: int | None, metric: str) -> tuple[float, float] | None:
-    """95 % Wilson interval where the metric is a share of independent samples (accuracy), else None."""
-    if value is None or not samples or metric != "accuracy" or not 0 <= value <= 1:
-        return None
-    return wilson_interval(value, samples)
 
 
 def front_document(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str, Any]:

@@ -14,25 +14,11 @@ from typing import Any
 from autocompress.config import DeviceConfig
 from autocompress.errors import DeviceError
 from autocompress.measure.device import device_lock
+from autocompress.measure.machine import cores, processor
 from autocompress.measure.runtime import check_runtime
 from autocompress.records import DeviceFacts, Latency
 
 _LONG_S = 2.0  # the baseline's own latency is measured once, and longer
-
-
-def describe() -> str:
-    """Processor and core count of this machine."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
-    return f"{model}, {cores()} cores, {platform.system()}"
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalDevice:
@@ -53,7 +39,7 @@ class LocalDevice:
             runtime=config.runtime,
             threads=config.threads,
             batch=config.batch,
-            description=describe(),
+            description=f"{processor()}, {cores()} cores, {platform.system()}",
         )
         self._child: subprocess.Popen[str] | None = None
 

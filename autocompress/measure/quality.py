@@ -17,10 +17,19 @@ from numpy.typing import NDArray
 
 from autocompress.config import BUILTIN_METRICS
 from autocompress.errors import UsageError
+from autocompress.measure.intervals import Interval, mean_interval, score_interval, wilson_interval
 from autocompress.measure.runtime import open_artifact
 
 Array = NDArray[Any]
 Direction = Literal["maximize", "minimize"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """A metric's value on some samples, and its 95 % interval over samples; None for a metric of one's own."""
+
+    value: float
+    ci: Interval | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +40,19 @@ class Metric:
         name: as in the study file.
         direction: "maximize" or "minimize".
         function: called with outputs [n, ...] and targets [n, ...] as arrays; returns a number.
+        interval: the 95 % interval of that number, from the same arrays. Built-in metrics have one; a function of
+            one's own may need any time for a call, and is called once.
     """
 
     name: str
     direction: Direction
     function: Callable[[Array, Array], Any]
+    interval: Callable[[Array, Array], Interval] | None = None
+
+    def judge(self, outputs: Array, targets: Array) -> Quality:
+        """The metric and its interval; raises as calling it does."""
+        value = self(outputs, targets)
+        return Quality(value=value, ci=self.interval(outputs, targets) if self.interval else None)
 
     def __call__(self, outputs: Array, targets: Array) -> float:
         """The metric as a finite float.
@@ -76,10 +93,12 @@ def metric_for(name_or_callable: str | Callable[[Array, Array], Any], direction:
     if name_or_callable not in _BUILTINS:
         known = ", ".join(BUILTIN_METRICS)
         raise UsageError(f"unknown metric {name_or_callable!r}; known are {known}, or load a module:function first")
-    own, function = _BUILTINS[name_or_callable]
-    if direction not in (None, own):
-        raise UsageError(f"{name_or_callable} is to {own}, got the direction {direction!r}; leave task.direction out")
-    return Metric(name=name_or_callable, direction=own, function=function)
+    metric = _BUILTINS[name_or_callable]
+    if direction not in (None, metric.direction):
+        raise UsageError(
+            f"{name_or_callable} is to {metric.direction}, got the direction {direction!r}; leave task.direction out"
+        )
+    return metric
 
 
 def drop(metric: Metric, baseline: float, value: float) -> float:
@@ -94,37 +113,37 @@ def drop(metric: Metric, baseline: float, value: float) -> float:
     return (value - baseline) / max(abs(baseline), 1e-12)
 
 
-def accuracy(outputs: Array, targets: Array) -> float:
-    """Share of samples whose largest output is the target; outputs [n, classes], targets [n]."""
-    return float(np.mean(_predictions(outputs, targets) == targets))
+def accuracy(predictions: Array, targets: Array) -> float:
+    """Share of samples whose predicted class is the target; both [n]."""
+    return float(np.mean(predictions == targets))
 
 
-def balanced_accuracy(outputs: Array, targets: Array) -> float:
+def balanced_accuracy(predictions: Array, targets: Array) -> float:
     """Recall averaged over the classes that occur in `targets`."""
-    hits, actual, _ = _counts(outputs, targets)
+    hits, actual, _ = _counts(predictions, targets)
     present = actual > 0
     return float(np.mean(hits[present] / actual[present]))
 
 
-def recall(outputs: Array, targets: Array) -> float:
+def recall(predictions: Array, targets: Array) -> float:
     """Recall averaged over the classes that occur in `targets` or were predicted (0 where only predicted).
 
     Source: the macro average of scikit-learn 1.9, `recall_score(average="macro", zero_division=0)`.
     """
-    hits, actual, predicted = _counts(outputs, targets)
+    hits, actual, predicted = _counts(predictions, targets)
     seen = (actual + predicted) > 0
     return float(np.mean(hits[seen] / np.maximum(actual[seen], 1)))
 
 
-def f1(outputs: Array, targets: Array) -> float:
+def f1(predictions: Array, targets: Array) -> float:
     """F1 = 2 hits / (actual + predicted), averaged over the classes that occur in `targets` or were predicted."""
-    hits, actual, predicted = _counts(outputs, targets)
+    hits, actual, predicted = _counts(predictions, targets)
     seen = (actual + predicted) > 0
     return float(np.mean(2 * hits[seen] / (actual + predicted)[seen]))
 
 
-def mse(outputs: Array, targets: Array) -> float:
-    """Mean squared error over all elements; [n, 1] against [n] counts as the same shape.
+def squared_errors(outputs: Array, targets: Array) -> Array:
+    """Squared error of every sample, the mean over its elements, [n]; [n, 1] against [n] counts as the same shape.
 
     Raises:
         UsageError: outputs and targets have different shapes.
@@ -135,16 +154,34 @@ def mse(outputs: Array, targets: Array) -> float:
         )
     # reshape, since [n, 1] - [n] would broadcast to [n, n]
     difference = outputs.reshape(targets.shape).astype(np.float64) - targets
-    return float(np.mean(np.square(difference)))
+    errors: Array = np.square(difference).reshape(len(targets), -1).mean(axis=1)
+    return errors
 
 
-_BUILTINS: dict[str, tuple[Direction, Callable[[Array, Array], float]]] = {
-    "accuracy": ("maximize", accuracy),
-    "balanced_accuracy": ("maximize", balanced_accuracy),
-    "recall": ("maximize", recall),
-    "f1": ("maximize", f1),
-    "mse": ("minimize", mse),
-}
+def _of_classes(score: Callable[[Array, Array], float]) -> Metric:
+    """A metric of outputs [n, classes] from a score of predicted classes [n]."""
+
+    def interval(outputs: Array, targets: Array) -> Interval:
+        predictions = _predictions(outputs, targets)
+        if score is accuracy:
+            return wilson_interval(accuracy(predictions, targets), len(targets))
+        return score_interval(score, predictions, targets)
+
+    return Metric(
+        name=score.__name__,
+        direction="maximize",
+        function=lambda outputs, targets: score(_predictions(outputs, targets), targets),
+        interval=interval,
+    )
+
+
+_MSE = Metric(
+    name="mse",
+    direction="minimize",
+    function=lambda outputs, targets: squared_errors(outputs, targets).mean(),
+    interval=lambda outputs, targets: mean_interval(squared_errors(outputs, targets)),
+)
+_BUILTINS = {metric.name: metric for metric in (*map(_of_classes, (accuracy, balanced_accuracy, recall, f1)), _MSE)}
 
 
 def _predictions(outputs: Array, targets: Array) -> NDArray[np.int64]:
@@ -162,10 +199,9 @@ def _predictions(outputs: Array, targets: Array) -> NDArray[np.int64]:
     return predictions
 
 
-def _counts(outputs: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Per class: hits, samples with that target, samples with that prediction."""
-    predictions = _predictions(outputs, targets)
-    classes = outputs.shape[1]
+def _counts(predictions: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """Per class up to the largest that occurs: hits, samples with that target, samples with that prediction."""
+    classes = int(max(predictions.max(), targets.max())) + 1
     hits = np.bincount(targets[predictions == targets], minlength=classes)
     return hits, np.bincount(targets, minlength=classes), np.bincount(predictions, minlength=classes)
 

@@ -101,7 +101,13 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     return replace(
         record,
         state=TrialState.COMPLETE,
-        measurement=replace(measured, val=val, size_bytes=len(artifact), compressed_bytes=compressed_bytes(artifact)),
+        measurement=replace(
+            measured,
+            val=val.value,
+            val_ci=val.ci,
+            size_bytes=len(artifact),
+            compressed_bytes=compressed_bytes(artifact),
+        ),
         artifact=str(path.relative_to(task.source.workspace)),
         learning_curve=training.curve if training else (),
         trained_samples=request.seen + (training.samples if training else 0),
@@ -125,7 +131,8 @@ def probe(task: Task, plan: CompressionPlan) -> Latency:
 def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -> Examination:
     """A fresh latency, and the one look at test data."""
     latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms)
-    return Examination(test=task.quality(artifact, task.splits.test), latency=latency)
+    test = task.quality(artifact, task.splits.test)
+    return Examination(test=test.value, test_ci=test.ci, latency=latency)
 
 
 def _time(task: Task, path: Path) -> Latency:

@@ -91,7 +91,7 @@ def _examine(driver: Driver) -> None:
     assert stored is not None
     dense = next(t for t in driver.trials if t.origin == "baseline")
     if stored.test is None and (seen := _look(driver, stored.artifact)) is not None:
-        driver.store.update(name, baseline=replace(stored, test=seen.test))
+        driver.store.update(name, baseline=replace(stored, test=seen.test, test_ci=seen.test_ci))
         _note(driver, dense, seen)
     while (record := _next_unseen(driver)) is not None:
         assert record.artifact is not None
@@ -120,8 +120,10 @@ def _note(driver: Driver, record: TrialRecord, seen: Examination) -> None:
         if measured is None or other.plan.structure_key() != key:
             continue
         latency = measured.latency if other.origin == "baseline" else seen.latency
-        test = seen.test if other.trial == record.trial else measured.test
-        driver.trials[index] = replace(other, measurement=replace(measured, latency=latency, test=test))
+        measured = replace(measured, latency=latency)
+        if other.trial == record.trial:
+            measured = replace(measured, test=seen.test, test_ci=seen.test_ci)
+        driver.trials[index] = replace(other, measurement=measured)
         driver.store.add_trial(driver.config.name, driver.trials[index])
 
 

@@ -19,8 +19,10 @@ from autocompress.records import TrialRecord, TrialState
 from autocompress.search.front_sampler import belief_of
 from autocompress.search.ranges import distributions
 from autocompress.space.search_space import SearchSpace
-from autocompress.study.store import StudyStore, explained, open_optuna_storage
+from autocompress.study.database import explained, open_optuna_storage
+from autocompress.study.store import StudyStore
 
+LOST = "the search was interrupted while it ran"
 # Optuna's NSGA-II takes no trial for a parent that lacks a generation, those added from outside included.
 _FIRST_GENERATION = {"NSGAIISampler:generation": 0}
 _STATES = {
@@ -59,7 +61,7 @@ class Ledger:
             warnings.simplefilter("ignore")  # metric names are marked experimental since 3.2
             self._study = optuna.create_study(
                 study_name=config.name,
-                storage=open_optuna_storage(store),
+                storage=open_optuna_storage(store.path),
                 directions=directions,
                 sampler=sampler,
                 load_if_exists=True,
@@ -117,7 +119,7 @@ class Ledger:
                     trial=trial.number,
                     state=TrialState.FAILED,
                     plan=self._space.decode(trial.params),
-                    reason="the search was interrupted while it ran",
+                    reason=LOST,
                 )
                 lost.append(record)
             for key, value in self._attributes(record).items():

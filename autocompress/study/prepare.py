@@ -29,8 +29,9 @@ from autocompress.config import StudyConfig
 from autocompress.errors import UsageError
 from autocompress.export.artifact import Exporter, emit, make_exporter
 from autocompress.measure.device import Device, device_lock
-from autocompress.measure.local import LocalDevice, cores
-from autocompress.measure.quality import Metric, drop, metric_for, predict
+from autocompress.measure.local import LocalDevice
+from autocompress.measure.machine import cores
+from autocompress.measure.quality import Metric, Quality, drop, metric_for, predict
 from autocompress.plan import CompressionPlan, DistillPlan, Importance
 from autocompress.records import Baseline, ModelFacts
 from autocompress.recover.damage import disagreement, reestimate_
@@ -146,15 +147,15 @@ class Task:
     def _value(self, network: nn.Module, split: Split, targets: Any) -> float:
         return self.metric(evaluate_in_torch(network, split, self.trainer).cpu().numpy(), targets)
 
-    def quality(self, artifact: Path, split: Split) -> float:
-        """The metric of a file on a split, computed by the runtime."""
+    def quality(self, artifact: Path, split: Split) -> Quality:
+        """The metric of a file on a split, computed by the runtime, and its interval."""
         outputs = predict(
             artifact,
             [t.numpy() for t in split.inputs],
             threads=cores(),
             runtime=self.device.facts.runtime,
         )
-        return self.metric(outputs, split.targets.numpy())
+        return self.metric.judge(outputs, split.targets.numpy())
 
 
 def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Task, Prepared]:
@@ -356,9 +357,11 @@ def _measure_baseline(task: Task) -> Baseline:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(emit(task.exporter, task.model, CompressionPlan(), {}, trained=True))
     latency = task.device.measure(path, path)
+    val = task.quality(path, task.splits.val)
     return Baseline(
         metric=task.metric.name,
-        val=task.quality(path, task.splits.val),
+        val=val.value,
+        val_ci=val.ci,
         test=None,
         size_bytes=path.stat().st_size,
         latency_ms=latency.latency_ms / latency.ratio,

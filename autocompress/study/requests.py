@@ -79,7 +79,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """The final look at one artifact: its metric on test data and a fresh latency."""
+    """The final look at one artifact: its metric on test data, the interval of that, and a fresh latency."""
 
     test: float
     latency: Latency
+    test_ci: tuple[float, float] | None = None

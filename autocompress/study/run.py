@@ -42,13 +42,13 @@ from autocompress.search.stopping import Constraints, Rival, Rung, learn_rung
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
 from autocompress.study.finalise import finalise
-from autocompress.study.ledger import Ledger
+from autocompress.study.ledger import LOST, Ledger
 from autocompress.study.requests import Request, Source
 from autocompress.study.store import StudyStore
 
 Listener = Callable[[Progress | TrialRecord], None]
 _TICK_S = 1.0
-_SAME_FAILURES = 3
+_SAME_FAILURES = ((3, 3), (5, 10))  # so many of the latest attempts
 _NUMBER = re.compile(r"\d+")  # the same failure after 7 steps and after 8
 _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
@@ -452,11 +452,22 @@ class Driver:
             )
 
     def _failure(self) -> str:
-        """Why the search ends early: the same failure several times in a row."""
-        last = self.trials[-_SAME_FAILURES:]
-        same = len(last) == _SAME_FAILURES and len({_NUMBER.sub("#", t.reason) for t in last}) == 1
-        if same and all(t.state is TrialState.FAILED for t in last):
-            return f"ended after {_SAME_FAILURES} identical failures: {last[0].reason}"
+        """Why the search ends early: the same failure three times in a row, or in half of the last ten attempts.
+
+        Numbers in the reason do not count. An attempt is complete or failed: a stopped trial proves nothing, and
+        neither does one that was interrupted, or one that was trained longer at the end.
+        """
+        ended = (TrialState.COMPLETE, TrialState.FAILED)
+        attempts = [t for t in self.trials if t.state in ended and t.origin != "final" and t.reason != LOST]
+        for same, latest in _SAME_FAILURES:
+            alike: dict[str, list[str]] = {}
+            for trial in attempts[-latest:]:
+                if trial.state is TrialState.FAILED:
+                    alike.setdefault(_NUMBER.sub("#", trial.reason), []).append(trial.reason)
+            for reasons in alike.values():
+                if len(reasons) >= same:
+                    among = f" among {latest} attempts" if latest > same else ""
+                    return f"ended after {same} identical failures{among}: {reasons[0]}"
         return ""
 
     # -- time
@@ -531,6 +542,7 @@ def _baseline_trial(baseline: Any, facts: ModelFacts, workspace: Path) -> TrialR
         origin="baseline",
         measurement=Measurement(
             val=baseline.val,
+            val_ci=baseline.val_ci,
             size_bytes=baseline.size_bytes,
             compressed_bytes=compressed_bytes((workspace / baseline.artifact).read_bytes()),
             latency=Latency(latency_ms=baseline.latency_ms, ratio=1.0, ratio_ci=(1.0, 1.0), blocks=0),

@@ -18,7 +18,8 @@ from tiny_study import alive, environment, wait_for
 from autocompress.config import DeviceConfig
 from autocompress.errors import DeviceError
 from autocompress.measure.device import Device, device_lock
-from autocompress.measure.local import LocalDevice, cores
+from autocompress.measure.local import LocalDevice
+from autocompress.measure.machine import cores
 from autocompress.records import DeviceFacts, Latency
 
 

@@ -16,7 +16,8 @@ from tiny_study import NAME, write_study
 from autocompress import cli
 from autocompress.records import StudyState
 from autocompress.study import run as run_module
-from autocompress.study.store import MIGRATIONS, StudyStore
+from autocompress.study.database import MIGRATIONS, Database
+from autocompress.study.store import StudyStore
 
 MODULE = """
 import torch
@@ -229,8 +230,10 @@ def test_a_study_file_that_is_no_toml_is_named(workspace, capsys, tmp_path):
 
 
 def test_a_database_of_a_newer_version_is_left_alone(workspace, capsys, tmp_path):
-    with StudyStore(workspace) as store, store._write() as connection:
+    database = Database(workspace)
+    with database.write() as connection:
         connection.execute("INSERT INTO ac_schema VALUES (?, 'tomorrow')", (len(MIGRATIONS) + 1,))
+    database.close()
     before = (workspace / "autocompress.db").read_bytes()
     path = write_study(tmp_path)
     for arguments in (["search", path], ["resume", "digits"], ["front", "digits"], ["list"]):

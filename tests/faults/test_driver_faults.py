@@ -14,7 +14,9 @@ from autocompress.config import StudyConfig, load_config
 from autocompress.errors import BudgetError, UsageError
 from autocompress.records import Baseline, Latency, StudyState, TrialRecord, TrialState
 from autocompress.study import run as run_module
+from autocompress.study.database import explained
 from autocompress.study.executors import WorkerBug, WorkerDied
+from autocompress.study.ledger import LOST
 from autocompress.study.requests import Examination, Prepared
 from autocompress.study.run import resume_study, search_study
 from autocompress.study.store import StudyStore
@@ -71,7 +73,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
             if method == "probe":
                 return Latency(latency_ms=0.1, ratio=0.3, ratio_ci=(0.3, 0.3), blocks=20)
             if method == "examine":
-                return Examination(test=0.96, latency=Latency(latency_ms=0.1, ratio=0.3, ratio_ci=(0.3, 0.3), blocks=9))
+                latency = Latency(latency_ms=0.1, ratio=0.3, ratio_ci=(0.3, 0.3), blocks=9)
+                return Examination(test=0.96, test_ci=(0.9, 0.98), latency=latency)
             try:
                 return made.evaluate(arguments[0])
             except (WorkerDied, KeyboardInterrupt):
@@ -174,14 +177,79 @@ def test_failures_that_differ_in_a_number_only_are_identical(script):
     assert len(trials(script)) == 4
 
 
-def test_failures_between_successes_do_not_end_it(script):
-    def sometimes(request):
-        done = script.complete(request)
-        return replace(done, state=TrialState.FAILED, reason="no", measurement=None) if request.trial % 3 else done
+def scripted(script: Script, pattern: str, reason: str = "emit failed: no") -> None:
+    """Trial n, from 1, ends as its letter says: complete, failed, failed in a way of its own (d), or stopped.
 
-    script.evaluate = sometimes
-    record = search(script)
-    assert (record.state, record.message) == (StudyState.FINISHED, "")
+    Trials after the pattern, and those of the final stage, are complete.
+    """
+
+    def evaluate(request):
+        done = script.complete(request)
+        letter = pattern[request.trial - 1] if request.trial <= len(pattern) and request.origin != "final" else "c"
+        if letter == "c":
+            return done
+        if letter == "s":
+            return replace(done, state=TrialState.STOPPED, reason="cannot reach the front", artifact=None)
+        own = reason if letter == "f" else f"{reason} in {'abcdefghijklmnop'[request.trial]}"
+        return replace(done, state=TrialState.FAILED, reason=own, measurement=None, artifact=None)
+
+    script.evaluate = evaluate
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ended_after", "why"),
+    [
+        ("fff", 3, "3 identical failures"),
+        ("fsfsf", 5, "3 identical failures"),  # a stopped trial proves nothing
+        ("fcfcfcfcf", 9, "5 identical failures among 10 attempts"),  # the baseline is one of them
+        ("ccccccfcfcfcfcf", 15, "5 identical failures among 10 attempts"),
+        ("ffcffcf", 7, "5 identical failures among 10 attempts"),
+        ("fcdffdfcf", 9, "5 identical failures among 10 attempts"),
+        ("fccfccfccfccfccfcc", None, ""),
+        ("ddd" * 4, None, ""),
+        ("ffcccccccffccccccc", None, ""),
+    ],
+)
+def test_a_failure_that_comes_again_and_again_ends_the_search_and_an_odd_one_does_not(
+    script, pattern, ended_after, why
+):
+    scripted(script, pattern)
+    record = search(script, max_trials=20, budget="10m")
+    assert record.state is StudyState.FINISHED
+    assert record.message == (f"ended after {why}: emit failed: no" if why else "")
+    searched = [t for t in trials(script) if t.origin != "final"]
+    assert len(searched) == 1 + ended_after if ended_after else len(searched) > len(pattern)
+
+
+def test_the_final_stage_does_not_hide_why_the_search_ended(script):
+    scripted(script, "cccccfff")
+    record = search(script, max_trials=20, budget="10m")
+    assert [t.origin for t in trials(script)][-1] == "final"
+    assert record.message == "ended after 3 identical failures: emit failed: no"
+
+
+def test_the_interval_of_the_test_value_is_kept_for_the_baseline_and_the_trials_that_were_looked_at(script):
+    def unseen(request):
+        done = script.complete(request)
+        return replace(done, measurement=replace(done.measurement, test=None))
+
+    script.evaluate = unseen
+    search(script)
+    seen = [t.measurement for t in trials(script) if t.measurement and t.measurement.test is not None]
+    assert len(seen) > 1
+    assert {(m.test, m.test_ci) for m in seen} == {(0.96, (0.9, 0.98))}
+    assert study(script).baseline.test_ci == (0.9, 0.98)
+
+
+def test_interruptions_are_no_failures_of_the_search(script):
+    for number in (4, 5, 6):
+        at(number, script, raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            search(script, max_trials=12, budget="10m") if number == 4 else resume(script)
+    with StudyStore(script.workspace) as store:
+        for lost in (4, 5, 6):
+            store.add_trial("tiny", replace(trials(script)[1], trial=lost, state=TrialState.FAILED, reason=LOST))
+    assert resume(script).message == ""
 
 
 @pytest.mark.parametrize("number", [1, 2, 5, 7])
@@ -283,7 +351,7 @@ def test_a_full_disk_is_one_sentence_and_what_was_stored_stays(script, monkeypat
 
     def add_trial(self, name, record):
         if record.trial == 3 and full[0]:
-            with self._explained():
+            with explained(self.path):
                 raise OSError(errno.ENOSPC, "No space left on device")
         real(self, name, record)
 

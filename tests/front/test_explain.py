@@ -15,7 +15,6 @@ from autocompress.front.explain import (
     format_ms,
     is_latency_tie,
     plan_lines,
-    wilson_interval,
     words,
 )
 from autocompress.plan import CompressionPlan, DistillPlan
@@ -84,19 +83,6 @@ def test_the_baseline_is_called_itself() -> None:
 @pytest.mark.parametrize(("ci", "tie"), [((0.9, 1.0), True), ((1.0, 1.1), True), ((0.9, 0.999), False)])
 def test_an_interval_that_holds_one_is_a_tie(ci: tuple[float, float], tie: bool) -> None:
     assert is_latency_tie(make_point(latency_ratio_ci=ci)) is tie
-
-
-def test_the_wilson_interval_has_its_published_values() -> None:
-    # Newcombe 1998, table I: 81 of 263.
-    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(1.0, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)
-    assert wilson_interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-
-
-@pytest.mark.parametrize(("share", "samples"), [(1.2, 10), (0.5, 0)])
-def test_an_interval_of_nothing_is_refused(share: float, samples: int) -> None:
-    with pytest.raises(ValueError, match="share"):
-        wilson_interval(share, samples)
 
 
 def test_units_carry_three_honest_digits() -> None:

@@ -13,7 +13,6 @@ from autocompress.front.summary import (
     front_document,
     front_facts,
     front_points,
-    interval,
     layer_rows,
     loses_much,
     metric_direction,
@@ -168,13 +167,6 @@ def test_a_layer_that_went_with_its_block_has_no_channels_and_no_bits() -> None:
 def test_validation_samples_are_those_a_trial_was_judged_on() -> None:
     study = make_study(data_sizes={"val": 9000, "test": 9000})
     assert (samples_of(study, "val"), samples_of(study, "test"), samples_of(study, "train")) == (5000, 9000, None)
-
-
-def test_only_accuracy_has_a_binomial_interval() -> None:
-    assert interval(0.9, 100, "accuracy") == pytest.approx((0.8256, 0.9448), abs=5e-5)
-    assert interval(0.9, 100, "f1") is None
-    assert interval(None, 100, "accuracy") is None
-    assert interval(0.9, None, "accuracy") is None
 
 
 def test_losing_much_is_judged_on_test_data_where_it_was_looked_at() -> None:

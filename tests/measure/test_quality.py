@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.errors import UsageError
+from autocompress.measure.intervals import wilson_interval
 from autocompress.measure.quality import Metric, drop, metric_for, predict
 
 # Predicted classes 0 0 1 1 2 0 against the targets 0 0 0 1 1 2:
@@ -96,6 +97,35 @@ def test_a_metric_of_ones_own_needs_a_direction() -> None:
     assert (metric.name, metric.direction, metric(OUTPUTS, TARGETS)) == ("margin", "minimize", 9.0)
     with pytest.raises(UsageError, match=r"margin has no direction; set task\.direction"):
         metric_for(margin)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "recall", "f1", "mse"])
+def test_every_built_in_metric_is_judged_with_an_interval_that_holds_it(name: str) -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(3, size=200)
+    outputs = rng.random((200, 3)) + 0.5 * np.eye(3)[targets]
+    if name == "mse":
+        outputs, targets = outputs[:, :1], targets.astype(np.float64)
+    metric = metric_for(name)
+    quality = metric.judge(outputs, targets)
+    assert quality.value == metric(outputs, targets)
+    assert quality.ci is not None
+    low, high = quality.ci
+    assert low < quality.value < high
+    assert quality == metric.judge(outputs, targets)
+    if name == "accuracy":
+        assert quality.ci == wilson_interval(quality.value, 200)
+
+
+def test_a_metric_of_ones_own_is_called_once_and_has_no_interval() -> None:
+    calls = []
+
+    def recall(outputs: NDArray[Any], targets: NDArray[Any]) -> float:  # the name of a built-in does not make it one
+        calls.append(len(outputs))
+        return 0.5
+
+    quality = metric_for(recall, "maximize").judge(OUTPUTS, TARGETS)
+    assert (quality.value, quality.ci, calls) == (0.5, None, [6])
 
 
 def test_an_unknown_or_contradicted_metric_is_explained() -> None:

@@ -58,7 +58,7 @@ def searched(ledger: Ledger, space: SearchSpace, val: float = 0.9) -> tuple[optu
 
 
 def optuna_trials(store: StudyStore) -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(study_name="digits", storage=store.storage_url()).trials
+    return optuna.load_study(study_name="digits", storage=f"sqlite:///{store.path}").trials
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_what_was_told_is_what_optuna_holds(store, started, space):
     assert set(anchor.params) == set(search.params) == set(space.raw())
     assert "plan" in baseline.user_attrs
     assert "plan" not in search.user_attrs, "its parameters say it"
-    study = optuna.load_study(study_name="digits", storage=store.storage_url())
+    study = optuna.load_study(study_name="digits", storage=f"sqlite:///{store.path}")
     assert study.metric_names == ["accuracy", "size", "latency"]
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
 
@@ -177,7 +177,7 @@ def test_two_objectives_leave_the_third_out(tmp_path):
         finish(store, ledger, example_trial(0, 0.98, 1000, 1.0, origin="baseline", plan=CompressionPlan()))
         (trial,) = optuna_trials(store)
         assert trial.values == [0.98, pytest.approx(0.3)]
-        study = optuna.load_study(study_name="digits", storage=store.storage_url())
+        study = optuna.load_study(study_name="digits", storage=f"sqlite:///{store.path}")
         assert [d.name for d in study.directions] == ["MINIMIZE", "MINIMIZE"]
 
 

@@ -1,4 +1,4 @@
-"""What the store keeps, who may write it, and what it says when the file cannot be used."""
+"""What the store keeps, and who may write it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -28,8 +27,8 @@ from autocompress.records import (
     TrialRecord,
     TrialState,
 )
-from autocompress.study import store as store_module
-from autocompress.study.store import DATABASE, FRONT_QUERY, MIGRATIONS, StudyStore, open_optuna_storage
+from autocompress.study.database import DATABASE
+from autocompress.study.store import FRONT_QUERY, StudyStore
 
 ROOT = Path(__file__).resolve().parents[2]
 LATENCY = Latency(latency_ms=0.1, ratio=0.5, ratio_ci=(0.4, 0.6), blocks=9)
@@ -229,21 +228,6 @@ def test_closing_the_store_gives_the_claim_back(tmp_path):
         other.communicate()
 
 
-def test_readers_that_look_for_the_owner_do_not_end_the_claim(tmp_path):
-    with StudyStore(tmp_path) as mine, StudyStore(tmp_path, readonly=True) as reader:
-        mine.create(make_study())
-        mine.claim("digits")
-        for _ in range(3):
-            assert reader.owner("digits") == os.getpid()
-        code = CLAIM.replace('store.claim("digits")', "print(store.owner('digits'), flush=True)")
-        other = run_python(code, tmp_path)
-        try:
-            assert other.stdout.readline() == f"{os.getpid()}\n"
-        finally:
-            other.kill()
-            other.communicate()
-
-
 def test_a_writer_killed_in_a_loop_leaves_a_sound_database(tmp_path):
     with StudyStore(tmp_path) as mine:
         mine.create(make_study())
@@ -342,170 +326,3 @@ def test_the_front_is_read_from_the_index_without_the_records(store):
     raw.close()
     assert "COVERING INDEX ac_trial_front" in plan
     assert "TEMP B-TREE" not in plan
-
-
-# -- schema and files that cannot be used
-
-
-def test_steps_are_applied_once_and_recorded(tmp_path):
-    for _ in range(2):
-        StudyStore(tmp_path).close()
-    with sqlite3.connect(tmp_path / DATABASE) as raw:
-        assert [row[0] for row in raw.execute("SELECT step FROM ac_schema")] == list(range(1, len(MIGRATIONS) + 1))
-    raw.close()
-
-
-def test_a_new_step_is_applied_to_an_older_database(tmp_path, monkeypatch):
-    with StudyStore(tmp_path) as old:
-        old.create(make_study())
-    step = ("ALTER TABLE ac_study ADD COLUMN note TEXT",)
-    monkeypatch.setattr(store_module, "MIGRATIONS", (*MIGRATIONS, step))
-    with StudyStore(tmp_path) as new:
-        assert new.study("digits").name == "digits"
-    monkeypatch.undo()
-    for readonly in (True, False):
-        with pytest.raises(UsageError, match="newer autocompress"):
-            StudyStore(tmp_path, readonly=readonly)
-
-
-def test_the_database_is_in_wal_mode(store):
-    with sqlite3.connect(store.path) as raw:
-        assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    raw.close()
-
-
-def test_reading_a_workspace_without_studies_says_how_to_start(tmp_path):
-    with pytest.raises(NotFoundError, match="autocompress search"):
-        StudyStore(tmp_path / "nowhere", readonly=True)
-    assert not (tmp_path / "nowhere").exists(), "reading creates nothing"
-    (tmp_path / DATABASE).touch()
-    with pytest.raises(NotFoundError, match="autocompress search"):
-        StudyStore(tmp_path, readonly=True)
-
-
-def test_writing_through_a_readonly_store_is_refused(store):
-    store.create(make_study())
-    with (
-        StudyStore(store.workspace, readonly=True) as reader,
-        pytest.raises(UsageError, match="opened read-only"),
-    ):
-        reader.tick("digits", 1.0)
-
-
-def test_a_readonly_store_cannot_write_even_past_its_own_check(store):
-    store.create(make_study())
-    with StudyStore(store.workspace, readonly=True) as reader:
-        reader.readonly = False
-        with pytest.raises(UsageError, match="readonly database"):
-            reader.tick("digits", 1.0)
-
-
-def test_a_workspace_that_cannot_be_made_is_a_usage_error(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UsageError, match="--workspace"):
-        StudyStore(tmp_path / "file" / "runs")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / DATABASE).mkdir()
-    with pytest.raises(UsageError, match="--workspace"):
-        StudyStore(tmp_path / "runs")
-
-
-@pytest.fixture
-def ordinary_user():
-    """Root may write everywhere: act as nobody where the tests run as root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-def test_a_readonly_folder_can_be_read_and_is_refused_for_writing(request):
-    with tempfile.TemporaryDirectory() as folder:
-        with StudyStore(Path(folder)) as first:
-            first.create(make_study())
-        Path(folder).chmod(0o555)
-        request.getfixturevalue("ordinary_user")
-        with StudyStore(Path(folder), readonly=True) as reader:
-            assert reader.study("digits").name == "digits"
-        with pytest.raises(UsageError, match="permissions"):
-            StudyStore(Path(folder))
-        if os.getuid() == 0:
-            os.seteuid(0)
-        Path(folder).chmod(0o755)
-
-
-@pytest.mark.parametrize("readonly", [True, False])
-def test_a_file_that_is_no_database_is_named(tmp_path, readonly):
-    (tmp_path / DATABASE).write_bytes(b"this is text, not a database " * 200)
-    with pytest.raises(UsageError, match=f"{DATABASE} is not an autocompress database"):
-        StudyStore(tmp_path, readonly=readonly)
-
-
-def test_a_damaged_database_is_a_usage_error_and_not_a_traceback(tmp_path):
-    with StudyStore(tmp_path) as first:
-        first.create(make_study())
-        first.add_trials("digits", [make_trial(n) for n in range(500)])
-    with (tmp_path / DATABASE).open("r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(4096)
-        file.write(b"\xff" * (size - 4096))
-    with (
-        pytest.raises(UsageError, match=r"damaged|not an autocompress database"),
-        StudyStore(tmp_path, readonly=True) as reader,
-    ):
-        reader.trials("digits")
-
-
-def test_a_full_disk_is_named_with_the_way_to_continue(store):
-    store.create(make_study())
-    assert store._connection is not None
-    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(UsageError, match=r"disk of .* is full"):
-        store.add_trials("digits", [make_trial(n) for n in range(500)])
-    assert store.trials("digits") == []
-
-
-def test_a_network_file_system_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "file_system", lambda _folder: "nfs4")
-    with pytest.raises(UsageError, match=r"network file system \(nfs4\)"):
-        StudyStore(tmp_path)
-
-
-def test_a_path_with_spaces_and_signs_works_and_a_question_mark_is_refused(tmp_path):
-    with StudyStore(tmp_path / "a b#%41") as first:
-        first.create(make_study())
-    with StudyStore(tmp_path / "a b#%41", readonly=True) as reader:
-        assert reader.names() == ["digits"]
-    with pytest.raises(UsageError, match="--workspace"):
-        StudyStore(tmp_path / "what?")
-
-
-# -- beside Optuna
-
-
-def test_optuna_shares_the_file_in_wal_mode_while_others_write(tmp_path):
-    optuna = pytest.importorskip("optuna")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with StudyStore(tmp_path) as mine:
-        mine.create(make_study())
-        storage = open_optuna_storage(mine)
-        study = optuna.create_study(storage=storage, study_name="digits", directions=["minimize"] * 3)
-        space = {"x": optuna.distributions.FloatDistribution(0, 1)}
-        for number in range(3):
-            trial = study.ask(space)
-            mine.add_trial("digits", make_trial(number))
-            study.tell(trial, [0.1, 2.0, 3.0])
-            mine.request_cancel("digits")
-        with storage.engine.connect() as connection:
-            pragmas = [connection.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("journal_mode", "synchronous")]
-            assert [*pragmas, connection.exec_driver_sql("PRAGMA busy_timeout").scalar()] == ["wal", 1, 30_000]
-        storage.remove_session()
-        storage.engine.dispose()
-        assert len(study.trials) == len(mine.trials("digits")) == 3
-        storage.remove_session()
-        storage.engine.dispose()

@@ -16,6 +16,7 @@ from tiny_study import NAME, SEARCH, SPACE, budget_s, run_command, trained_model
 
 import autocompress
 from autocompress.api import StudyResult
+from autocompress.measure.intervals import wilson_interval
 from autocompress.records import Progress, StudyState, TrialRecord, TrialState
 
 pytestmark = pytest.mark.timeout(240)
@@ -145,6 +146,7 @@ def test_every_artifact_of_the_front_is_what_was_reported(run: Run):
         path = run.workspace / point.artifact
         assert path.stat().st_size == point.size_bytes
         assert accuracy(path, "val") == point.val
+        assert point.val_ci == wilson_interval(point.val, 64)
         if point.test is not None:
             assert accuracy(path, "test") == point.test
         if point.origin != "baseline":
