@@ -32,7 +32,7 @@ from autocompress.space.search_space import Parameter, SearchSpace
 
 BELIEF = "autocompress:belief"
 _SOLVED, _MUTATED = 24, 12  # plans per proposal
-_PAIRS = 60_000  # solver's arrays: fewer prices at once for larger networks
+_PAIRS = 12_000  # solver's arrays: fewer prices at once for larger networks
 _SIZE_PRICES, _LATENCY_PRICES = (1e-3, 0.3), (1e-3, 0.5)  # drop for the whole file, for the whole latency
 _RECENT = 5  # trials
 _ORIGINAL = 0.8  # chance of the first choice for each setting of the recovery
@@ -119,6 +119,12 @@ class FrontSampler(BaseSampler):
     ) -> dict[str, Any]:
         """A value for every raw parameter; what is believed of the plan is kept as a system attribute."""
         self._learn(study)
+        params, belief = self.propose()
+        study._storage.set_trial_system_attr(trial._trial_id, BELIEF, belief)
+        return {name: value for name, value in params.items() if name in search_space}
+
+    def propose(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The raw parameters of the next plan, and what is believed of it, from what was learned so far."""
         pool, sources = self._pool()
         front = self._front()
         mean, sd = self._damage.predict(pool, training=self._usual_training() + self._reference.later)
@@ -130,9 +136,7 @@ class FrontSampler(BaseSampler):
             "drop": float(mean[best]), "sd": float(sd[best]), "size_ratio": float(cheap[best, 0]),
             "latency_ratio": float(cheap[best, 1]), "gain": float(gains[best]), "source": sources[best],
         }  # fmt: skip
-        study._storage.set_trial_system_attr(trial._trial_id, BELIEF, belief)
-        params = {**self._settings(), **self._options.params(pool, best)}
-        return {name: value for name, value in params.items() if name in search_space}
+        return {**self._settings(), **self._options.params(pool, best)}, belief
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -17,10 +17,11 @@ from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.requests import Examination
 
 if TYPE_CHECKING:
-    from autocompress.study.run import Driver
+    from autocompress.study.driver import Driver
 
 _AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is not worth its overhead
 _MOST = 12
+_BEYOND = 0.1  # what a gain beyond the allowed drop is worth
 _MARGIN_S = 1.0
 
 
@@ -62,7 +63,12 @@ def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
     seconds = left / count - driver.overhead_s()
     by_number = {t.trial: t for t in driver.trials}
     prospects = {
-        r.trial: prospect(r, list(driver.rivals()), 1 + seconds / max(by_number[r.trial].trained_s, 1e-3))
+        r.trial: prospect(
+            r,
+            list(driver.rivals()),
+            longer=1 + seconds / by_number[r.trial].trained_s,
+            max_drop=driver.constraints.max_drop,
+        )
         for r in driver.rivals()
         if r.plan.trains and by_number[r.trial].trained_s > 0
     }
@@ -70,11 +76,15 @@ def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
     return None if best is None or prospects[best] < MIN_GAIN else (by_number[best], seconds)
 
 
-def prospect(rival: Rival, rivals: list[Rival], longer: float) -> float:
-    """Hypervolume that a trial is expected to add when it has been trained `longer` times as long in all."""
+def prospect(rival: Rival, rivals: list[Rival], *, longer: float, max_drop: float | None = None) -> float:
+    """Hypervolume that a trial is expected to add when it has been trained `longer` times as long in all.
+
+    One that would still lose more than `max_drop` counts for little.
+    """
     drop = rival.drop * training_factor(longer)
     front = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals])
-    return gain((drop, rival.size_ratio, rival.latency_ratio), front)
+    share = 1.0 if max_drop is None or drop <= max_drop else _BEYOND
+    return share * gain((drop, rival.size_ratio, rival.latency_ratio), front)
 
 
 def _reserve_s(driver: Driver) -> float:

@@ -15,7 +15,7 @@ from tiny_study import NAME, write_study
 
 from autocompress import cli
 from autocompress.records import StudyState
-from autocompress.study import run as run_module
+from autocompress.study import driver as driver_module
 from autocompress.study.database import MIGRATIONS, Database
 from autocompress.study.store import StudyStore
 
@@ -122,7 +122,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in [v for v in os.environ if v.startswith("AUTOCOMPRESS_")]:
         monkeypatch.delenv(variable)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module, "LocalWorker", InProcess)
+    monkeypatch.setattr(driver_module, "LocalWorker", InProcess)
     write_example(tmp_path / "runs")
     (tmp_path / "bad_nets.py").write_text(MODULE)
     return tmp_path / "runs"

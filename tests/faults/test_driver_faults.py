@@ -13,7 +13,7 @@ from example_study import FACTS, example_trial
 from autocompress.config import StudyConfig, load_config
 from autocompress.errors import BudgetError, UsageError
 from autocompress.records import Baseline, Latency, StudyState, TrialRecord, TrialState
-from autocompress.study import run as run_module
+from autocompress.study import driver as driver_module
 from autocompress.study.database import explained
 from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.ledger import LOST
@@ -84,7 +84,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
         def close(self):
             self.alive = False
 
-    monkeypatch.setattr(run_module, "LocalWorker", Worker)
+    monkeypatch.setattr(driver_module, "LocalWorker", Worker)
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +9,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autocompress.config import SpaceConfig
 from autocompress.front.hypervolume import hypervolume
-from autocompress.records import GroupFacts, LayerFacts, ModelFacts
 from autocompress.search.front_sampler import BELIEF, FrontSampler, Reference
 from autocompress.search.ranges import distributions
 from autocompress.search.sensitivity import Sensitivity
@@ -152,35 +149,3 @@ def test_measured_sensitivities_steer_the_first_proposals(chain):
     study = open_study(sampler(chain, sensitivity=Sensitivity(width=width)))
     found = [chain.decode(ask(study, chain).params).prune_ratio for _ in range(6)]
     assert np.mean([p["b"] for p in found]) < np.mean([(p["a"] + p["c"]) / 2 for p in found])
-
-
-@pytest.mark.slow
-def test_a_proposal_over_200_groups_after_1000_trials_takes_memory_and_time_that_do_not_grow():
-    names = [f"g{i}" for i in range(200)]
-    layers = tuple(
-        LayerFacts(name=n, kind="conv", weights=9 * 64 * 64, out_channels=64, in_channels=64, positions=49, group=n,
-                   sources={names[i - 1]: 1.0} if i else {})
-        for i, n in enumerate(names)
-    )  # fmt: skip
-    groups = tuple(GroupFacts(name=n, channels=64, granule=8, layers=(n,)) for n in names)
-    space = SearchSpace(config=SpaceConfig(), facts=ModelFacts(layers=layers, groups=groups))
-    engine = sampler(space, reference=replace(REFERENCE, size_bytes=30_000_000))
-    study = open_study(engine)
-    generator = np.random.default_rng(0)
-    for _ in range(1000):
-        level = generator.uniform(0, 0.7)
-        plan = space.from_knobs({"knob/prune_level": level, "knob/bits": 4})
-        study.add_trial(
-            optuna.create_trial(
-                params=space.encode(plan), distributions=distributions(space.raw()),
-                values=[0.95 - 0.05 * level**2, 3e7 * (1 - level) / 8, 1 - level],
-            )
-        )  # fmt: skip
-    ask(study, space)
-    took = []
-    for _ in range(5):
-        start = time.perf_counter()
-        engine._pool()
-        took.append(time.perf_counter() - start)
-    print(f"a pool of proposals takes {1e3 * min(took):.1f} ms")
-    assert len(engine._trained) == 1000

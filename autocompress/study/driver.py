@@ -1,0 +1,447 @@
+"""Drives a study from its baseline to its front, within its budget.
+
+It asks the sampler, hands plans to the worker, and is the only one that writes. It needs no torch;
+what does runs in `worker.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autocompress.config import StudyConfig
+from autocompress.errors import BudgetError, StageError, UsageError
+from autocompress.front.hypervolume import metric_drop
+from autocompress.plan import CompressionPlan
+from autocompress.records import (
+    Latency,
+    Measurement,
+    ModelFacts,
+    Progress,
+    StudyRecord,
+    StudyState,
+    TrialRecord,
+    TrialState,
+)
+from autocompress.search.front_sampler import Reference
+from autocompress.search.inherit import choose_parent
+from autocompress.search.sampler import make_sampler
+from autocompress.search.stopping import Constraints, Rival, Rung, learn_rung
+from autocompress.space.search_space import SearchSpace
+from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
+from autocompress.study.finalise import finalise
+from autocompress.study.ledger import LOST, Ledger
+from autocompress.study.requests import Request, Source
+from autocompress.study.store import StudyStore
+
+Listener = Callable[[Progress | TrialRecord], None]
+_TICK_S = 1.0
+_SAME_FAILURES = ((3, 3), (5, 10))  # so many of the latest attempts
+_NUMBER = re.compile(r"\d+")  # the same failure after 7 steps and after 8
+_OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
+_GRACE_S = 2.0
+_FINALISTS = 5  # trials that the last stage is about enough for
+
+
+class Cancelled(Exception):
+    """Somebody asked for the end of the study."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How the budget is divided, in seconds.
+
+    Attributes:
+        train_s: training of one trial.
+        final_s: kept for the final stage.
+    """
+
+    train_s: float
+    final_s: float
+
+
+def schedule(config: StudyConfig) -> Schedule:
+    """A fiftieth of the budget trains one trial (from 1.5 s to 5 minutes), unless the study says otherwise."""
+    budget = config.search.budget
+    train_s = config.search.train_s or min(300.0, max(1.5, budget / 50))
+    return Schedule(train_s=train_s, final_s=config.search.final_share * budget)
+
+
+class Driver:
+    """One run of one study; everything it learns goes to the store at once."""
+
+    def __init__(
+        self, store: StudyStore, config: StudyConfig, base: Path | None, pickled: Path | None, listener: Listener
+    ) -> None:
+        self.store, self.config, self.listener = store, config, listener
+        self.source = Source(
+            config=config, workspace=store.workspace, budget_s=config.search.budget, base=base, pickled=pickled
+        )
+        self.schedule = schedule(config)
+        self.before_s = store.study(config.name).spent_s
+        self.start = time.monotonic()
+        self.stage, self._ticked = "setup", 0.0
+        self.worker = LocalWorker(on_progress=self.say, tick=self._tick)
+        self.trials: list[TrialRecord] = store.trials(config.name)
+
+    # -- the order of things
+
+    def run(self) -> StudyRecord:
+        """Everything until the study is finished; an interruption is recorded and raised again."""
+        try:
+            if self._ready():
+                self._open_ledger()
+                with self.timed("search"):
+                    self._search()
+                with self.timed("final"):
+                    finalise(self)
+            state, message = StudyState.FINISHED, self._failure()
+            self.say("finished")
+        except KeyboardInterrupt:
+            self._close(StudyState.INTERRUPTED, "interrupted")
+            raise
+        except Cancelled:
+            state, message = StudyState.INTERRUPTED, "cancelled"
+        except Exception as error:
+            self._close(StudyState.FAILED, str(error).strip().splitlines()[0] if str(error) else repr(error))
+            raise
+        finally:
+            self.worker.close()
+        return self._close(state, message)
+
+    def _close(self, state: StudyState, message: str) -> StudyRecord:
+        return self.store.update(self.config.name, state=state, message=message, spent_s=self.spent_s)
+
+    def _ready(self) -> bool:
+        """Prepare; False if a study that is taken up again has no time left for it."""
+        try:
+            self._prepare()
+        except WorkerDied as error:
+            if time.monotonic() < self.end:
+                raise UsageError(f"the worker could not prepare the study: {error}") from error
+            return False
+        return True
+
+    def _prepare(self) -> None:
+        """Start the worker; the first time, record what it found out and the baseline as trial 0."""
+        record = self.store.study(self.config.name)
+        self.say("starting the worker")
+        try:
+            prepared = self.worker.call("prepare", self.source, record.baseline, deadline=self.end)
+        except WorkerDied as error:
+            if record.baseline is not None:
+                raise
+            if time.monotonic() >= self.end:
+                raise BudgetError(
+                    f"the budget of {self.config.search.budget:.0f} s ended before the baseline was measured; "
+                    "give more with --budget, or a trained teacher with model.weights"
+                ) from error
+            raise UsageError(f"the worker could not prepare the study: {error}") from error
+        except WorkerBug as error:
+            raise RuntimeError(str(error)) from error
+        self.baseline, self.direction = prepared.baseline, prepared.direction
+        self.data_sizes: dict[str, int] = prepared.data_sizes
+        self.sensitivity = prepared.sensitivity
+        self.space = SearchSpace(config=self.config.space, facts=prepared.facts)
+        if record.baseline is not None:
+            return
+        self.store.update(
+            self.config.name,
+            baseline=prepared.baseline,
+            facts=prepared.facts,
+            data_sizes=prepared.data_sizes,
+            durations_s=prepared.durations_s,
+            device=replace(record.device, description=prepared.device_description),
+            spent_s=self.spent_s,
+        )
+
+    def _open_ledger(self) -> None:
+        known = self.trials
+        self.ledger = Ledger(
+            self.store, self.config, self.space, known, direction=self.direction, sampler=self._sampler(len(known))
+        )
+        for lost in self.ledger.reconcile(known):
+            self.store.add_trial(self.config.name, lost)
+            self.trials.append(lost)
+        if not known:
+            facts = self.space.facts
+            self.finish(_baseline_trial(self.baseline, facts, self.store.workspace))
+
+    def _sampler(self, known: int) -> Any:
+        search, baseline = self.config.search, self.baseline
+        reference = Reference(
+            metric=baseline.val,
+            size_bytes=baseline.size_bytes,
+            latency_ms=baseline.latency_ms,
+            direction=self.direction,
+            objectives=search.objectives,
+            noise=_noise(baseline.val, min(self.data_sizes["val"], self.config.data.max_val)),
+            train_s=self.schedule.train_s,
+            later=self.schedule.final_s / (_FINALISTS * self.schedule.train_s),
+        )
+        return make_sampler(
+            search.sampler,
+            self.space,
+            sensitivity=self.sensitivity,
+            reference=reference,
+            constraints=self.constraints,
+            seed=search.seed + 1000 * known,  # a resumed study draws from another stream, or it would repeat itself
+            without=search.without,
+        )
+
+    def _search(self) -> None:
+        for title, plan in itertools.chain(self.space.references(), self._sweep()):
+            if any(t.plan == plan and t.origin == "anchor" for t in self.trials):
+                continue
+            if not self._has_time():
+                return
+            self.say(title)
+            self.evaluate(plan, origin="anchor", anchor=True, parent=self._parent(plan))
+        while self.config.search.sampler != "sweep" and self._has_time():
+            asked = self.ledger.ask()
+            plan = self.space.decode(asked.params)
+            self.evaluate(plan, origin="search", asked=asked, parent=self._parent(plan))
+
+    def _parent(self, plan: CompressionPlan) -> TrialRecord | None:
+        return None if self._leaves_out("inherit") else choose_parent(plan, self.trials)
+
+    def _rung(self) -> Rung | None:
+        if self._leaves_out("ladder"):
+            return None
+        drops = {r.trial: r.drop for r in self.rivals()}
+        return learn_rung([(t.rung_drop, drops[t.trial]) for t in self.trials if t.rung_drop and t.trial in drops])
+
+    def _leaves_out(self, part: str) -> bool:
+        return part in self.config.search.without
+
+    def _sweep(self) -> Iterator[tuple[str, CompressionPlan]]:
+        """The uniform sweep, each prune ratio with the activations that are faster on the device.
+
+        On some processors a pruned network is slower in integers than in floats, so this is not guessed.
+        """
+        faster: dict[tuple[float, ...], str] = {}
+        count = self.config.search.sweep
+        for plans in zip(self.space.sweep("float", count), self.space.sweep("uint8", count), strict=True):
+            widths = tuple(plans[0][1].prune_ratio.values())
+            if widths not in faster:
+                if not self._has_time():
+                    return
+                took = {plan.activations: self._probe(plan) for _, plan in plans}
+                faster[widths] = min(took, key=lambda kind: took[kind])
+            yield next(p for p in plans if p[1].activations == faster[widths])
+
+    def _probe(self, plan: CompressionPlan) -> float:
+        """Latency of a plan's untrained artifact in milliseconds; infinite if it cannot be made."""
+        name, key = self.config.name, plan.structure_key()
+        known = self.store.latency(name, key)
+        if known is None:
+            self.say(f"timing {plan.activations} activations")
+            try:
+                self.ensure_worker()
+                known = self.worker.call("probe", plan, deadline=self.end)
+            except (WorkerDied, WorkerBug, StageError):
+                return float("inf")
+            assert known is not None
+            self.store.remember_latency(name, key, known)
+        return known.latency_ms
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the study has as many trials as it may have."""
+        limit = self.config.search.max_trials
+        return limit is not None and len(self.trials) >= limit
+
+    def _has_time(self) -> bool:
+        if self.at_limit or self._failure():
+            return False
+        return time.monotonic() + self.schedule.train_s / 2 + self.overhead_s() < self.search_end
+
+    # -- one trial
+
+    def evaluate(
+        self,
+        plan: CompressionPlan,
+        *,
+        origin: str,
+        anchor: bool = False,
+        asked: Any = None,
+        train_s: float | None = None,
+        deadline: float | None = None,
+        parent: TrialRecord | None = None,
+    ) -> TrialRecord:
+        """Have the worker run one plan and store what came of it."""
+        number = self.ledger.next_number if asked is None else asked.number
+        train_s = train_s or self.schedule.train_s
+        deadline = deadline or self.search_end
+        request = Request(
+            trial=number, plan=plan, origin=origin, train_s=train_s, deadline=deadline,
+            rivals=tuple(self.rivals()), constraints=self.constraints, anchor=anchor or self._leaves_out("stop"),
+            rung=self._rung(), parent=parent.trial if parent else None, parent_plan=parent.plan if parent else None,
+            seen=parent.trained_samples if parent else 0,
+            latency=self.store.latency(self.config.name, plan.structure_key()),
+        )  # fmt: skip
+        failed = TrialRecord(trial=number, state=TrialState.FAILED, plan=plan, origin=origin, parent=request.parent)
+        try:
+            self.ensure_worker()
+            kill_at = min(self.end + _GRACE_S, time.monotonic() + 3 * train_s + 60)
+            record: TrialRecord = self.worker.call("evaluate", request, deadline=kill_at)
+        except WorkerDied as error:
+            record = replace(failed, reason=str(error))
+        except WorkerBug as error:
+            record = replace(failed, reason=f"internal error: {str(error).strip().splitlines()[-1]}")
+        if record.state is TrialState.COMPLETE:
+            own = record.durations_s.get("train", 0.0)
+            record = replace(record, trained_s=own + (parent.trained_s if parent else 0.0))
+        return self.finish(record, asked)
+
+    def ensure_worker(self) -> None:
+        """Start and prepare the worker again if it is gone."""
+        if not self.worker.alive:
+            self._prepare()
+
+    def finish(self, record: TrialRecord, asked: Any = None) -> TrialRecord:
+        """Write a trial that ended: our record first, then Optuna's (`asked`: the one it was asked for as)."""
+        belief = self.ledger.belief(asked) if asked is not None else {}
+        record = replace(record, spent_s=self.spent_s, belief=belief)
+        name, measured = self.config.name, record.measurement
+        self.store.add_trial(name, record)
+        if measured is not None and record.origin != "baseline":
+            key = record.plan.structure_key()
+            self.store.remember_latency(name, key, measured.latency, size_bytes=measured.size_bytes)
+        self.ledger.tell(record, asked)
+        self.trials.append(record)
+        self.listener(record)
+        return record
+
+    # -- what trials are judged against
+
+    @property
+    def constraints(self) -> Constraints:
+        """The bounds of the study file."""
+        search = self.config.search
+        return Constraints(max_drop=search.max_drop, max_size=search.max_size, max_latency=search.max_latency)
+
+    def rivals(self) -> Iterator[Rival]:
+        """Every trained trial; an objective that the study does not have counts as equal for all."""
+        objectives = self.config.search.objectives
+        for record in self.trials:
+            measured = record.measurement
+            if record.state is not TrialState.COMPLETE or measured is None or measured.val is None:
+                continue
+            drop = metric_drop(measured.val, self.baseline.val, direction=self.direction)
+            yield Rival(
+                trial=record.trial,
+                plan=record.plan,
+                drop=max(0.0, drop),
+                size_ratio=measured.size_bytes / self.baseline.size_bytes if "size" in objectives else 0.0,
+                latency_ratio=measured.latency.ratio if "latency" in objectives else 0.0,
+            )
+
+    def _failure(self) -> str:
+        """Why the search ends early: the same failure three times in a row, or in half of the last ten attempts.
+
+        Numbers in the reason do not count. An attempt is complete or failed: a stopped trial proves nothing, and
+        neither does one that was interrupted, or one that was trained longer at the end.
+        """
+        ended = (TrialState.COMPLETE, TrialState.FAILED)
+        attempts = [t for t in self.trials if t.state in ended and t.origin != "final" and t.reason != LOST]
+        for same, latest in _SAME_FAILURES:
+            alike: dict[str, list[str]] = {}
+            for trial in attempts[-latest:]:
+                if trial.state is TrialState.FAILED:
+                    alike.setdefault(_NUMBER.sub("#", trial.reason), []).append(trial.reason)
+            for reasons in alike.values():
+                if len(reasons) >= same:
+                    among = f" among {latest} attempts" if latest > same else ""
+                    return f"ended after {same} identical failures{among}: {reasons[0]}"
+        return ""
+
+    # -- time
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of the budget spent, earlier runs included; a pause between runs does not count."""
+        return self.before_s + time.monotonic() - self.start
+
+    @property
+    def end(self) -> float:
+        """Monotonic seconds at which the budget ends."""
+        return self.start - self.before_s + self.config.search.budget
+
+    @property
+    def search_end(self) -> float:
+        """Monotonic seconds at which the final stage begins."""
+        return self.end - self.schedule.final_s
+
+    def overhead_s(self) -> float:
+        """Seconds of a trial beside its training, at the 90th percentile of those that were trained."""
+        others = sorted(
+            sum(s for stage, s in t.durations_s.items() if stage != "train")
+            for t in self.trials
+            if t.state is TrialState.COMPLETE and t.durations_s
+        )
+        return others[int(0.9 * (len(others) - 1))] if others else _OVERHEAD_S
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Charge what runs inside to a stage of the study, also if it is interrupted."""
+        self.stage, start = stage, time.monotonic()
+        try:
+            yield
+        finally:
+            self._add_duration(stage, time.monotonic() - start)
+
+    def _add_duration(self, stage: str, seconds: float) -> None:
+        durations = dict(self.store.study(self.config.name).durations_s)
+        durations[stage] = durations.get(stage, 0.0) + seconds
+        self.store.update(self.config.name, durations_s=durations, spent_s=self.spent_s)
+
+    def say(self, message: str) -> None:
+        """Tell the listener what is going on."""
+        self.listener(
+            Progress(stage=self.stage, message=message, spent_s=self.spent_s, budget_s=self.config.search.budget)
+        )
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._ticked < _TICK_S:
+            return
+        self._ticked = now
+        self.store.tick(self.config.name, self.spent_s)
+        if self.store.cancel_requested(self.config.name):
+            raise Cancelled
+
+
+def _noise(value: float, samples: int) -> float:
+    """Standard deviation of a drop between two networks that mostly err on the same samples."""
+    share = min(max(value, 0.0), 1.0)
+    return max(0.5 * math.sqrt(2 * share * (1 - share) / max(1, samples)), 1e-4)
+
+
+def _baseline_trial(baseline: Any, facts: ModelFacts, workspace: Path) -> TrialRecord:
+    from autocompress.measure.size import compressed_bytes
+
+    return TrialRecord(
+        trial=0,
+        state=TrialState.COMPLETE,
+        plan=CompressionPlan(),
+        origin="baseline",
+        measurement=Measurement(
+            val=baseline.val,
+            val_ci=baseline.val_ci,
+            size_bytes=baseline.size_bytes,
+            compressed_bytes=compressed_bytes((workspace / baseline.artifact).read_bytes()),
+            latency=Latency(latency_ms=baseline.latency_ms, ratio=1.0, ratio_ci=(1.0, 1.0), blocks=0),
+            params=baseline.params,
+            macs=baseline.macs,
+        ),
+        artifact=baseline.artifact,
+        widths={g.name: g.channels for g in facts.groups},
+    )

@@ -1,0 +1,69 @@
+"""How long the front sampler takes to propose: 200 groups, after 1,000 trials. Run: python tests/bench/proposal_time.py."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+
+import numpy as np
+import optuna
+
+from autocompress.config import SpaceConfig
+from autocompress.records import GroupFacts, LayerFacts, ModelFacts
+from autocompress.search.front_sampler import FrontSampler, Reference
+from autocompress.search.ranges import distributions
+from autocompress.space.search_space import SearchSpace
+
+GROUPS, TRIALS, PROPOSALS = 200, 1000, 20
+
+
+def chain(count: int) -> SearchSpace:
+    """A chain of `count` convolutions of 64 channels."""
+    names = [f"g{i}" for i in range(count)]
+    layers = tuple(
+        LayerFacts(
+            name=name,
+            kind="conv",
+            weights=9 * 64 * 64,
+            out_channels=64,
+            in_channels=64,
+            positions=49,
+            group=name,
+            sources={names[index - 1]: 1.0} if index else {},
+        )
+        for index, name in enumerate(names)
+    )
+    groups = tuple(GroupFacts(name=n, channels=64, granule=8, layers=(n,)) for n in names)
+    return SearchSpace(config=SpaceConfig(), facts=ModelFacts(layers=layers, groups=groups))
+
+
+def main() -> None:
+    """Print the time of each part of a proposal."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space, generator = chain(GROUPS), np.random.default_rng(0)
+    sampler = FrontSampler(
+        space, sensitivity=None, reference=Reference(metric=0.95, size_bytes=30_000_000, latency_ms=1.0)
+    )
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"], sampler=sampler)
+    ranges = distributions(space.raw())
+    for _ in range(TRIALS):
+        level = generator.uniform(0, 0.7)
+        params = space.encode(space.from_knobs({"knob/prune_level": level, "knob/bits": 4}))
+        assert params is not None
+        values = [0.95 - 0.05 * level**2 + generator.normal(0, 0.002), 3e7 * (1 - level) / 8, 1 - level]
+        study.add_trial(optuna.create_trial(params=params, distributions=ranges, values=values))
+    start = time.perf_counter()
+    sampler._learn(study)
+    print(f"learning from {TRIALS} trials at once: {1e3 * (time.perf_counter() - start) / TRIALS:.2f} ms each")
+    tracemalloc.start()
+    took = []
+    for _ in range(PROPOSALS):
+        start = time.perf_counter()
+        sampler.propose()
+        took.append(1e3 * (time.perf_counter() - start))
+    print(f"a proposal: median {np.median(took):.1f} ms, slowest {max(took):.1f} ms")
+    print(f"memory of {PROPOSALS} proposals: peak {tracemalloc.get_traced_memory()[1] / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
