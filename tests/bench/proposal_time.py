@@ -1,4 +1,4 @@
-"""How long the front sampler takes to propose over 200 groups, after 1,000 trials: python tests/bench/proposal_time.py."""
+"""How long the front sampler takes to propose over 200 groups, after 1,000 trials."""
 
 from __future__ import annotations
 
