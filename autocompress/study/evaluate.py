@@ -25,7 +25,6 @@ from autocompress.export.check import check_artifact
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Latency, Measurement, TrialRecord, TrialState
-from autocompress.recover.damage import rate_share
 from autocompress.recover.finetune import TrainingReport, finetune_
 from autocompress.search.stopping import hopeless, judge
 from autocompress.space.layers import count_macs
@@ -82,8 +81,8 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     watch = _Watch(task, network, request, (len(sketch) / baseline.size_bytes, latency.ratio))
     try:
         with stages("train"):
-            rate = plan.learning_rate * rate_share(task.damage(rounded)) if plan.trains else 0.0
-            training = _recover(task, network, request, train_s, rate, _both(watch, report, request))
+            damage = task.damage(rounded) if plan.trains else 0.0
+            training = _recover(task, network, request, train_s, damage, _both(watch, report, request))
     except Hopeless as end:
         return _ended(replace(record, rung_drop=watch.drop), path, TrialState.STOPPED, str(end))
     record = replace(record, rung_drop=watch.drop)
@@ -182,7 +181,7 @@ def _both(watch: _Watch, report: Report, request: Request) -> Callable[[float], 
 
 
 def _recover(
-    task: Task, network: nn.Module, request: Request, seconds: float, rate: float, on_step: Callable[[float], None]
+    task: Task, network: nn.Module, request: Request, seconds: float, damage: float, on_step: Callable[[float], None]
 ) -> TrainingReport | None:
     plan = request.plan
     if not plan.trains:
@@ -193,7 +192,8 @@ def _recover(
         task.outputs,
         trainer=task.trainer,
         seconds=seconds,
-        learning_rate=rate,
+        learning_rate=plan.learning_rate,
+        damage=damage,
         distill=plan.distill,
         weight_bits=plan.weight_bits,
         quantize_from=_ROUNDING_FROM if request.parent is None else _CONTINUE_ROUNDING_FROM,

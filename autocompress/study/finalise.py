@@ -70,10 +70,15 @@ def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
             max_drop=driver.constraints.max_drop,
         )
         for r in driver.rivals()
-        if r.plan.trains and by_number[r.trial].trained_s > 0
+        if r.plan.trains and by_number[r.trial].trained_s > 0 and not _had_its_turn(r, driver)
     }
     best = max(prospects, key=lambda n: prospects[n], default=None)
     return None if best is None or prospects[best] < MIN_GAIN else (by_number[best], seconds)
+
+
+def _had_its_turn(rival: Rival, driver: Driver) -> bool:
+    """Whether a plan was trained further before: once more gains little, and others wait."""
+    return any(t.origin == "final" and t.plan.same_as(rival.plan) for t in driver.trials)
 
 
 def prospect(rival: Rival, rivals: list[Rival], *, longer: float, max_drop: float | None = None) -> float:

@@ -19,11 +19,13 @@ class Fixed(nn.Module):
 
 
 def test_the_more_was_lost_the_larger_the_rate():
-    shares = [rate_share(d) for d in (0.0, 0.02, 0.1, 0.3, 0.8, 1.0)]
-    assert shares == sorted(shares)
-    assert shares[0] == 0.02
-    assert shares[-2:] == [1.0, 1.0]
-    assert rate_share(0.4) == pytest.approx(0.5)
+    shares = [rate_share(d, 60) for d in (0.0, 0.1, 0.4, 0.8, 1.0)]
+    assert shares == pytest.approx([0.04, 0.125, 0.5, 1.0, 1.0])
+
+
+def test_a_long_training_bears_a_larger_rate():
+    assert [rate_share(0.0, steps) for steps in (0, 60, 300, 450, 10_000)] == pytest.approx([0, 0.04, 0.2, 0.3, 0.3])
+    assert rate_share(0.4, 10_000) == 0.5
 
 
 def test_disagreement_counts_other_answers():
