@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.space.layers import CONVS
+from autocompress.space.watch import watched
 
 Grams = dict[str, Tensor]
 Kept = dict[str, tuple[Tensor, Tensor]]
@@ -35,20 +36,13 @@ def input_grams(model: nn.Module, samples: Sequence[Tensor]) -> Grams:
     """
     grams: Grams = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
-            channels = inputs[0].movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)
-            channels = channels[:, :: max(1, channels.shape[1] // _POSITIONS)].float()
-            grams[name] = channels @ channels.T / channels.shape[1]
+    def add(name: str, module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
+        channels = inputs[0].movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)
+        channels = channels[:, :: max(1, channels.shape[1] // _POSITIONS)].float()
+        grams[name] = channels @ channels.T / channels.shape[1]
 
-        return hook
-
-    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if _mixes_inputs(m)]
-    try:
+    with watched(model, _mixes_inputs, add):
         model(*samples)
-    finally:
-        for handle in handles:
-            handle.remove()
     return grams
 
 

@@ -16,6 +16,7 @@ from autocompress.plan import Importance
 from autocompress.records import GroupFacts
 from autocompress.space.groups import build_graph, channel_blocks, full_group
 from autocompress.space.layers import CONVS
+from autocompress.space.watch import watched
 
 Saliency = dict[nn.Module, Tensor]
 
@@ -75,20 +76,15 @@ def _saliency(model: nn.Module, criterion: Importance, batches: Any, loss: Any) 
 def _activation(model: nn.Module, batches: Any) -> Saliency:
     total: Saliency = {}
 
-    def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+    def add(_name: str, module: nn.Module, _inputs: Any, output: Tensor) -> None:
         channels = output.movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
         total[module] = total.get(module, 0) + channels.flatten(1).abs().mean(1)
 
     # after the norm where there is one: what the next layer sees
     kinds = (nn.modules.batchnorm._NormBase, *CONVS, nn.Linear)
-    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, kinds)]
-    try:
-        with torch.no_grad():
-            for inputs, _ in batches:
-                model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched(model, lambda m: isinstance(m, kinds), add), torch.no_grad():
+        for inputs, _ in batches:
+            model(*inputs)
     return total
 
 

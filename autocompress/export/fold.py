@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from autocompress.compress.drop import is_dropped, replace_module_
 from autocompress.compress.quantize import QuantizedWeight
 from autocompress.space.layers import CONVS
+from autocompress.space.watch import watched
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -105,27 +106,18 @@ def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
     runs: Counter[str] = Counter()
     pairs: list[tuple[str, str]] = []
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            runs[name] += 1
-            if isinstance(module, _BatchNorm):
-                before = produced.get((id(inputs[0]), inputs[0]._version))
-                if before is not None and module.running_mean is not None:
-                    pairs.append((before, name))
-            elif isinstance(output, Tensor):
-                produced[id(output), output._version] = name
-                kept.append(output)
+    def see(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        runs[name] += 1
+        if isinstance(module, _BatchNorm):
+            before = produced.get((id(inputs[0]), inputs[0]._version))
+            if before is not None and module.running_mean is not None:
+                pairs.append((before, name))
+        elif isinstance(output, Tensor):
+            produced[id(output), output._version] = name
+            kept.append(output)
 
-        return hook
-
-    watched = [(n, m) for n, m in model.named_modules() if isinstance(m, (*CONVS, nn.Linear, _BatchNorm))]
-    handles = [m.register_forward_hook(watch(n)) for n, m in watched]
-    try:
-        with torch.no_grad():
-            model(*example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched(model, lambda m: isinstance(m, (*CONVS, nn.Linear, _BatchNorm)), see), torch.no_grad():
+        model(*example)
     layers = Counter(layer for layer, _ in pairs)  # a layer that feeds two norms can be folded into neither
     return tuple(p for p in pairs if runs[p[0]] == runs[p[1]] == layers[p[0]] == 1)
 

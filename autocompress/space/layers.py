@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.records import LayerFacts, Skip
+from autocompress.space.watch import watched
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -94,20 +95,11 @@ def output_positions(model: nn.Module, example: Sequence[Tensor]) -> dict[str, i
     """
     found: dict[str, int] = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: Any, _: object, output: Tensor) -> None:
-            found[name] = found.get(name, 0) + output.numel() // (len(example[0]) * module.weight.shape[0])
+    def count(name: str, module: Any, _: object, output: Tensor) -> None:
+        found[name] = found.get(name, 0) + output.numel() // (len(example[0]) * module.weight.shape[0])
 
-        return hook
-
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (*CONVS, nn.Linear))]
-    handles = [m.register_forward_hook(watch(n)) for n, m in layers]
-    try:
-        with torch.no_grad():
-            model(*example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched(model, lambda m: isinstance(m, (*CONVS, nn.Linear)), count), torch.no_grad():
+        model(*example)
     return found
 
 
