@@ -15,11 +15,8 @@ PACKAGE = ROOT / "autocompress"
 # Library -> the files and folders (ending in "/") of the package that may import it, anywhere in the file.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "torch": (
-<<<<<<< HEAD
-        *("zoo/", "space/layers.py", "space/groups.py", "space/blocks.py", "compress/", "recover/", "export/"),
-=======
-        *("zoo/", "space/layers.py", "space/groups.py", "space/watch.py", "compress/", "recover/", "export/"),
->>>>>>> 39e80a2 (Watch layers in one way)
+        *("zoo/", "space/layers.py", "space/groups.py", "space/blocks.py", "space/watch.py", "compress/", "recover/"),
+        "export/",
         "search/profile.py",
         # The stages of a trial, and what they are given: every one of them is imported on use.
         "study/",

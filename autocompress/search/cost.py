@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from autocompress.plan import ACTIVATIONS
-from autocompress.search.options import Candidates, Floats, Options
+from autocompress.search.options import Candidates, Floats, Ints, Options
 from autocompress.search.surrogate import LinearBelief
 
 LANES = 8  # channels that cost as much as one; what a vector unit takes at once
@@ -125,10 +125,17 @@ def _work(options: Options, outputs: Floats, inputs: Floats) -> tuple[Floats, Fl
     )
 
 
-def multiplications(options: Options, outputs: Floats, inputs: Floats) -> Floats:
-    """Multiply-accumulates of layers, [..., layers], with channels rounded up to whole vectors."""
-    per_output = np.where(options.depthwise, _DEPTHWISE, in_vectors(inputs, 4))
-    work: Floats = options.positions * options.taps * per_output * in_vectors(outputs)
+def multiplications(options: Options, outputs: Floats, inputs: Floats, layers: Ints | None = None) -> Floats:
+    """Multiply-accumulates with channels rounded up to whole vectors, shaped as `outputs` and `inputs`.
+
+    Args:
+        outputs, inputs: [n, all layers], or [n, len(layers), options].
+    """
+    places, alone = options.positions * options.taps, options.depthwise
+    if layers is not None:
+        places, alone = places[layers][:, None], alone[layers][:, None]
+    per_output = np.where(alone, _DEPTHWISE, in_vectors(inputs, 4))
+    work: Floats = places * per_output * in_vectors(outputs)
     return work
 
 

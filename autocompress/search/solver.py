@@ -114,9 +114,7 @@ class Solver:
         into = np.maximum(inputs[:, layer, None] + touched.feeds[:, None] * (asked - now[..., None]), 1.0)
         width_bits = self._layer_bits[bits[:, layer]][..., None]
         size = out * into * options.taps[layer][:, None] * width_bits / 8 + 4 * out * (1 + (width_bits <= 8))
-        per_input = np.where(options.depthwise[layer][:, None], 4.0, in_vectors(into, 4))
-        places = (options.positions * options.taps)[layer][:, None]
-        work = places * per_input * in_vectors(out)
+        work = multiplications(options, out, into, layer)
         moved = options.positions[layer][:, None] * in_vectors(out)
         time = prices.multiply[:, layer, None] * work + prices.move[:, layer, None] * moved
         price = prices.size[:, None, None] * size + prices.latency[:, None, None] * time

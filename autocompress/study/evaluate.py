@@ -78,11 +78,12 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         return _ended(record, path, TrialState.INFEASIBLE if verdict.infeasible else TrialState.STOPPED, verdict.reason)
     if plan.trains and train_s < request.train_s / 2:
         return _ended(record, path, TrialState.STOPPED, "too little time was left to train it")
-    watch = _Watch(task, network, request, (len(sketch) / baseline.size_bytes, latency.ratio))
+    cheap = (len(sketch) / baseline.size_bytes, latency.ratio)
+    watch = _Watch(task, network, request, cheap, each_second(report, f"trial {request.trial}: training"))
     try:
         with stages("train"):
             damage = task.damage(rounded) if plan.trains else 0.0
-            training = _recover(task, network, request, train_s, damage, _both(watch, report, request))
+            training = _recover(task, network, request, train_s, damage, watch)
     except Hopeless as end:
         return _ended(replace(record, rung_drop=watch.drop), path, TrialState.STOPPED, str(end))
     record = replace(record, rung_drop=watch.drop)
@@ -153,13 +154,21 @@ class Hopeless(Exception):
 
 
 class _Watch:
-    """Looks once, part of the way through a training, whether it is worth its end."""
+    """Looks on at each step of a training, and once, at the rung, whether it is worth its end."""
 
-    def __init__(self, task: Task, network: nn.Module, request: Request, cheap: tuple[float, float]) -> None:
-        self._task, self._network, self._request, self._cheap = task, network, request, cheap
+    def __init__(
+        self,
+        task: Task,
+        network: nn.Module,
+        request: Request,
+        cheap: tuple[float, float],
+        tell: Callable[[float], None],
+    ) -> None:
+        self._task, self._network, self._request, self._cheap, self._tell = task, network, request, cheap, tell
         self.drop: float | None = None
 
     def __call__(self, share: float) -> None:
+        self._tell(share)
         rung = self._request.rung
         if rung is None or self.drop is not None or share < rung.share:
             return
@@ -168,16 +177,6 @@ class _Watch:
             return
         if reason := hopeless(self.drop, rung, cheap=self._cheap, rivals=self._request.rivals):
             raise Hopeless(reason)
-
-
-def _both(watch: _Watch, report: Report, request: Request) -> Callable[[float], None]:
-    tell = each_second(report, f"trial {request.trial}: training")
-
-    def on_step(share: float) -> None:
-        tell(share)
-        watch(share)
-
-    return on_step
 
 
 def _recover(
