@@ -124,16 +124,20 @@ class FrontSampler(BaseSampler):
         return {name: value for name, value in params.items() if name in search_space}
 
     def propose(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The raw parameters of the next plan, and what is believed of it, from what was learned so far."""
+        """The raw parameters of the next plan, and what is believed of it, from what was learned so far.
+
+        The gain is that after the last stage, `drop` and `sd` are those of the trial itself.
+        """
         pool, sources = self._pool()
-        front = self._front()
-        mean, sd = self._damage.predict(pool, training=self._usual_training() + self._reference.later)
+        front, usual = self._front(), self._usual_training()
+        mean, sd = self._damage.predict(pool, training=usual + self._reference.later)
         cheap = self._cheap(pool)
         gains = expected_gain(mean, sd, cheap, front) * self._allowed(mean, sd, cheap)
         gains[[key in self._seen for key in _keys(self._options, pool)]] = -1.0
         best = int(gains.argmax())
+        (drop,), (spread,) = self._damage.predict(pool.take(np.array([best])), training=usual)
         belief: dict[str, Any] = {
-            "drop": float(mean[best]), "sd": float(sd[best]), "size_ratio": float(cheap[best, 0]),
+            "drop": float(drop), "sd": float(spread), "size_ratio": float(cheap[best, 0]),
             "latency_ratio": float(cheap[best, 1]), "gain": float(gains[best]), "source": sources[best],
         }  # fmt: skip
         return {**self._settings(), **self._options.params(pool, best)}, belief

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -17,10 +19,10 @@ from autocompress.compress.drop import Dropped
 from autocompress.config import load_config
 from autocompress.plan import CompressionPlan
 from autocompress.records import Baseline, Latency, TrialRecord, TrialState
-from autocompress.search.stopping import Constraints
+from autocompress.search.stopping import Constraints, Rival, Rung
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.evaluate import evaluate
-from autocompress.study.prepare import Task, load_state, prepare
+from autocompress.study.prepare import Ancestor, Task, load_state, prepare
 from autocompress.study.requests import Request, Source
 from autocompress.zoo.models import ResNet
 
@@ -28,6 +30,8 @@ ARGS = {"in_channels": 1, "classes": 4, "widths": [8, 16], "depths": [2, 2]}
 BASELINE = Baseline(
     metric="accuracy", val=0.5, test=None, size_bytes=30_000, latency_ms=1.0, params=0, macs=0, artifact=""
 )
+TIMED = Latency(latency_ms=1.0, ratio=1.0, ratio_ci=(1.0, 1.0), blocks=1)
+FASTER = replace(TIMED, latency_ms=0.5, ratio=0.5)
 BLOCKS = ("layers.0", "layers.1", "layers.3")  # layers.2 changes the shape
 
 
@@ -57,11 +61,12 @@ def _plan(task: Task, **choices: object) -> CompressionPlan:
     return SearchSpace(config=task.source.config.space, facts=task.facts).decode({**params, **bits, **choices})
 
 
-def _run(task: Task, trial: int, plan: CompressionPlan, continue_from: int | None = None) -> TrialRecord:
+def _run(task: Task, trial: int, plan: CompressionPlan, parent: TrialRecord | None = None, **more: Any) -> TrialRecord:
     request = Request(
-        trial=trial, plan=plan, origin="search", train_s=0.5, deadline=time.monotonic() + 120, rivals=(),
-        constraints=Constraints(), anchor=True, continue_from=continue_from,
-        latency=Latency(latency_ms=1.0, ratio=1.0, ratio_ci=(1.0, 1.0), blocks=1),
+        trial=trial, plan=plan, origin="search", train_s=0.5, deadline=time.monotonic() + 120,
+        constraints=Constraints(),
+        parent=parent.trial if parent else None, parent_plan=parent.plan if parent else None,
+        seen=parent.trained_samples if parent else 0, **{"anchor": True, "latency": TIMED, **more},
     )  # fmt: skip
     return evaluate(task, request, lambda _: None)
 
@@ -105,7 +110,7 @@ def test_a_plan_without_blocks_becomes_a_smaller_file_and_an_honest_record(task:
 def test_a_trial_goes_on_from_the_weights_of_one_without_the_same_blocks(task: Task):
     plan = _plan(task)
     first = _run(task, 3, plan)
-    further = _run(task, 4, plan, continue_from=3)
+    further = _run(task, 4, plan, first)
     assert (further.state, further.reason) == (TrialState.COMPLETE, "")
     assert further.measurement is not None
     assert first.measurement is not None
@@ -133,3 +138,39 @@ def test_a_study_that_keeps_its_blocks_looks_for_none(task: Task, tmp_path: Path
 
     config = load_config({"space": {"remove_blocks": False}}, name="x")
     assert _find_facts(task.model, task.example, config, []).blocks == ()
+
+
+def test_an_heir_keeps_what_its_ancestor_learned_of_the_channels_it_keeps(task: Task):
+    """Nothing is trained in the heir: its first weights are the ancestor's, but for what was folded into them."""
+    ancestor = _run(task, 11, _plan(task, **{"prune_ratio/conv1": 0.25, "remove_block/layers.3": False}))
+    plan = _plan(task)
+    heir = task.prune(
+        plan,
+        Ancestor(plan=ancestor.plan, weights=task.source.folder / f"trial-{ancestor.trial}" / "weights.safetensors"),
+    )
+    trained, fresh = _network(task, ancestor), task.prune(plan)
+    assert [type(heir.layers[i]) for i in (1, 3)] == [Dropped, Dropped]
+    assert heir.conv1.weight.shape == fresh.conv1.weight.shape
+    rows = {tuple(row.flatten().tolist()) for row in trained.conv1.weight}
+    assert all(tuple(row.flatten().tolist()) in rows for row in heir.conv1.weight), "channels of the trained network"
+    assert not torch.equal(heir.conv1.weight, fresh.conv1.weight)
+
+
+def test_an_heir_is_trained_on_the_samples_after_those_of_its_ancestor(task: Task):
+    first = _run(task, 12, _plan(task, **{"prune_ratio/conv1": 0.25}))
+    heir = _run(task, 13, _plan(task), first)
+    assert (heir.state, heir.parent) == (TrialState.COMPLETE, 12)
+    assert heir.trained_samples > first.trained_samples > 0
+
+
+def test_a_training_that_cannot_reach_the_front_ends_at_its_rung(task: Task, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Task, "glance", lambda *_: 0.4)
+    barely = Rival(trial=0, plan=CompressionPlan(), drop=0.049, size_ratio=0.01, latency_ratio=0.01)
+    ended = _run(task, 14, _plan(task), rivals=(barely,), rung=Rung(hope=0.5), anchor=False, latency=FASTER)
+    assert ended.state is TrialState.STOPPED
+    assert ended.reason.startswith("after 40% of its training it lost 0.4000")
+    assert ended.rung_drop == 0.4
+    assert not (task.source.folder / "trial-14").exists(), "nothing is left of it"
+    anchor = _run(task, 15, _plan(task), rivals=(barely,), rung=Rung(hope=0.5))
+    assert anchor.state is TrialState.COMPLETE, "an anchor is trained whatever it looks like"
+    assert anchor.rung_drop == 0.4
