@@ -18,11 +18,14 @@ class Device(Protocol):
 
     facts: DeviceFacts
 
-    def measure(self, candidate: Path, baseline: Path, *, baseline_ms: float | None = None) -> Latency:
+    def measure(
+        self, candidate: Path, baseline: Path, *, baseline_ms: float | None = None, seconds: float | None = None
+    ) -> Latency:
         """Time `candidate` interleaved with `baseline`.
 
         Args:
             baseline_ms: the baseline's latency on record; None makes this measurement the record.
+            seconds: to measure for; None: what a first look takes.
         Raises:
             DeviceError: the device cannot run the file.
         """

@@ -19,9 +19,9 @@ import numpy as np
 
 from autocompress.measure.runtime import Runner, input_arrays, open_artifact
 
-SECONDS = 0.6
+SECONDS = 0.4
 MIN_BLOCKS = 20
-_WARM_UP_S = 0.1
+_WARM_UP_S = 0.05
 _CONTENDED = 1.15  # median over 10th percentile of the baseline's blocks; a quiet pinned core stays below 1.05
 _ATTEMPTS = 2
 _RESAMPLES = 1000

@@ -43,17 +43,19 @@ class LocalDevice:
         )
         self._child: subprocess.Popen[str] | None = None
 
-    def measure(self, candidate: Path, baseline: Path, *, baseline_ms: float | None = None) -> Latency:
+    def measure(
+        self, candidate: Path, baseline: Path, *, baseline_ms: float | None = None, seconds: float | None = None
+    ) -> Latency:
         """See `Device.measure`."""
-        request = {
+        request: dict[str, Any] = {
             "baseline": str(baseline),
             "candidate": str(candidate),
             "runtime": self.facts.runtime,
             "threads": self.facts.threads,
             "batch": self.facts.batch,
         }
-        if baseline_ms is None:
-            request["seconds"] = _LONG_S
+        if seconds or baseline_ms is None:
+            request["seconds"] = seconds or _LONG_S
         with device_lock(self.facts.name, timing=True):
             answer = self._ask(request)
         if "error" in answer:

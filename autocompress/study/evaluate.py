@@ -33,6 +33,7 @@ from autocompress.study.prepare import Ancestor, Report, Task, each_second
 from autocompress.study.requests import Examination, Request
 
 _ROUNDING_FROM, _CONTINUE_ROUNDING_FROM = 0.5, 0.2  # share of the training
+_LAST_LOOK_S = 1.0  # of timing
 _CHECKED = 64  # samples on which the file is compared with torch
 
 
@@ -130,7 +131,7 @@ def probe(task: Task, plan: CompressionPlan) -> Latency:
 
 def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -> Examination:
     """A fresh latency, and the one look at test data."""
-    latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms)
+    latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms, seconds=_LAST_LOOK_S)
     test = task.quality(artifact, task.splits.test)
     return Examination(test=test.value, test_ci=test.ci, latency=latency)
 

@@ -29,7 +29,9 @@ class FakeDevice:
     def __init__(self) -> None:
         self.facts = DeviceFacts(name="fake", description="computes a latency from the file")
 
-    def measure(self, candidate: Path, baseline: Path, *, baseline_ms: float | None = None) -> Latency:
+    def measure(
+        self, candidate: Path, baseline: Path, *, baseline_ms: float | None = None, seconds: float | None = None
+    ) -> Latency:
         ratio = self._ms(candidate) / self._ms(baseline)
         known = self._ms(baseline) if baseline_ms is None else baseline_ms
         return Latency(latency_ms=ratio * known, ratio=ratio, ratio_ci=(ratio, ratio), blocks=1)
