@@ -33,7 +33,7 @@ from autocompress.study.prepare import Ancestor, Report, Task, each_second
 from autocompress.study.requests import Examination, Request
 
 _ROUNDING_FROM, _CONTINUE_ROUNDING_FROM = 0.5, 0.2  # share of the training
-_LAST_LOOK_S = 1.0  # of timing
+_LAST_LOOK_S = 0.8  # of timing
 _CHECKED = 64  # samples on which the file is compared with torch
 
 

@@ -23,6 +23,7 @@ _AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is
 _MOST = 12
 _BEYOND = 0.1  # what a gain beyond the allowed drop is worth
 _MARGIN_S = 1.0
+_TIMING_S = 1.5  # of one artifact
 
 
 def finalise(driver: Driver) -> None:
@@ -96,7 +97,7 @@ def _reserve_s(driver: Driver) -> float:
     """Seconds to examine the front: a timing and an evaluation for each of its artifacts."""
     looks = [t.durations_s.get("quality", 0.0) for t in driver.trials if t.state is TrialState.COMPLETE]
     ratio = driver.data_sizes["test"] / max(1, min(driver.data_sizes["val"], driver.config.data.max_val))
-    each = (sum(looks) / len(looks) if looks else 0.5) * ratio + 1.0
+    each = (sum(looks) / len(looks) if looks else 0.5) * ratio + _TIMING_S
     return (len(candidates(list(driver.rivals()))) + 1) * each + _MARGIN_S
 
 
