@@ -35,6 +35,7 @@ _SOLVED, _MUTATED = 24, 12  # plans per proposal
 _PAIRS = 12_000  # solver's arrays: fewer prices at once for larger networks
 _SIZE_PRICES, _LATENCY_PRICES = (1e-3, 0.3), (1e-3, 0.5)  # drop for the whole file, for the whole latency
 _RECENT = 5  # trials
+_SETTINGS = ("importance", "distill/temperature", "distill/weight", "learning_rate")
 _ORIGINAL = 0.8  # chance of the first choice for each setting of the recovery
 
 
@@ -102,7 +103,9 @@ class FrontSampler(BaseSampler):
         self._size, self._latency = SizeModel(self._options), LatencyModel(self._options)
         tables = (sensitivity or Sensitivity()).tables(self._options)
         self._damage = DamageModel(self._options, **tables, learns="surrogate" not in without)
-        self._raw = distributions(space.raw())
+        raw = space.raw()
+        self._raw = distributions(raw)
+        self._choices = {n: p.choices for n, p in raw.items() if n in _SETTINGS}
         self._random = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
         self._learned = 0
@@ -128,8 +131,8 @@ class FrontSampler(BaseSampler):
 
         The gain is that after the last stage, `drop` and `sd` are those of the trial itself.
         """
-        pool, sources = self._pool()
         front, usual = self._front(), self._usual_training()
+        pool, sources = self._pool(front)
         mean, sd = self._damage.predict(pool, training=usual + self._reference.later)
         cheap = self._cheap(pool)
         gains = expected_gain(mean, sd, cheap, front) * self._allowed(mean, sd, cheap)
@@ -209,10 +212,10 @@ class FrontSampler(BaseSampler):
 
     # -- proposing
 
-    def _pool(self) -> tuple[Candidates, list[str]]:
+    def _pool(self, front: Floats) -> tuple[Candidates, list[str]]:
         parts = [self._drawn() if "solver" in self._without else self._solved()]
         sources = ["random dials" if "solver" in self._without else "solver"] * len(parts[0])
-        if mutated := self._mutated():
+        if mutated := self._mutated(front):
             parts.append(mutated)
             sources += ["change of a trained plan"] * len(mutated)
         return stack(parts), sources
@@ -251,9 +254,9 @@ class FrontSampler(BaseSampler):
             return parameter.choices[self._random.integers(len(parameter.choices))]
         return self._random.uniform(parameter.low, parameter.high)
 
-    def _mutated(self) -> Candidates | None:
+    def _mutated(self, front: Floats) -> Candidates | None:
         """Plans of the front with one width, the bits of one layer, or the activations changed."""
-        parents = [t.plan for t, on in zip(self._trained, non_dominated(self._front()), strict=True) if on]
+        parents = [t.plan for t, on in zip(self._trained, non_dominated(front), strict=True) if on]
         if not parents:
             return None
         found = []
@@ -304,10 +307,9 @@ class FrontSampler(BaseSampler):
     def _settings(self) -> dict[str, Any]:
         """Settings of the recovery: mostly the first choices, which are the study file's best guess."""
         found = {}
-        for name, parameter in self._space.raw().items():
-            if parameter.choices and not name.startswith("weight_bits/"):
-                usual = self._random.random() < _ORIGINAL
-                found[name] = parameter.choices[0 if usual else self._random.integers(len(parameter.choices))]
+        for name, choices in self._choices.items():
+            usual = self._random.random() < _ORIGINAL
+            found[name] = choices[0 if usual else self._random.integers(len(choices))]
         return found
 
 
