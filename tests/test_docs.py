@@ -80,8 +80,12 @@ def test_the_python_example_of_the_readme_uses_names_that_exist() -> None:
     import autocompress
     from autocompress.records import FrontPoint
 
-    (text,) = code_blocks("python")
-    compile(text, "README.md", "exec")
+    seam, text = code_blocks("python")
+    for block in (seam, text):
+        compile(block, "README.md", "exec")
+    (line,) = [line for line in seam.splitlines() if line.startswith("from autocompress")]
+    module, names = re.fullmatch(r"from (\S+) import (.+)", line).groups()  # type: ignore[union-attr]
+    assert all(hasattr(importlib.import_module(module), name) for name in names.split(", "))
     assert all(hasattr(autocompress, name) for name in re.findall(r"autocompress\.(\w+)\(", README))
     assert set(re.findall(r"point\.(\w+)", text)) <= set(FrontPoint.__slots__)
 
