@@ -178,7 +178,7 @@ def judge(outcome: Outcome, workspace: Path, task: str) -> tuple[dict[int, float
     study = outcome.study
     if study is None or not outcome.trials:
         return {}, {}
-    from autocompress.measure.local import cores
+    from autocompress.measure.machine import cores
     from autocompress.measure.quality import metric_for, predict
 
     config = StudyConfig.model_validate(study.config)
@@ -416,10 +416,10 @@ def _error(code: int | None, study: StudyRecord | None, log: Path) -> str:
 
 
 def _machine() -> dict[str, str]:
-    from autocompress.measure.local import cores, describe
+    from autocompress.measure.machine import cores, processor
 
     return {
-        "processor": describe().partition(",")[0],
+        "processor": processor(),
         "cores": str(cores()),
         "omp_threads": os.environ.get("OMP_NUM_THREADS", ""),
     }

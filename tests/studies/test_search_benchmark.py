@@ -408,3 +408,9 @@ def test_published_rows_name_no_folder_of_a_machine():
     for path in (FOLDER / "results").glob("*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
             assert not [row for row in csv.reader(file) if any("/home/" in cell or "/root/" in cell for cell in row)]
+
+
+def test_what_a_row_says_of_the_machine_can_be_found_out():
+    facts = run._machine()
+    assert facts["processor"]
+    assert int(facts["cores"]) >= 1
