@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -67,7 +69,7 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
     )
     environment.filters |= {"bytes": format_bytes, "duration": format_duration, "ms": format_ms}
     facts = front_facts(study, trials)
-    scripts = [_script_text(figures.plotly_script()), _script_text((folder / "report.js").read_text(encoding="utf-8"))]
+    scripts = [_script_text(figures.plotly_script()), _script_text(_joined(folder, "plots.js", "report.js"))]
     beliefs = belief_facts(trials, facts.baseline, direction=facts.direction)
     rows = _front_rows(study, facts, {trial.trial: trial for trial in trials})
     chosen = _knee(study, facts)
@@ -102,7 +104,7 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
             )
         ),
         policy=_policy(scripts),
-        style=Markup((folder / "report.css").read_text(encoding="utf-8")),
+        style=Markup("".join((folder / name).read_text(encoding="utf-8") for name in ("base.css", "report.css"))),
         scripts=[Markup(text) for text in scripts],
     )
     return html
@@ -225,6 +227,12 @@ def _reasons(trials: Sequence[TrialRecord]) -> list[dict[str, Any]]:
                 {"state": str(state), "count": len(of_state), "reasons": common, "more": len(counts) - len(common)}
             )
     return groups
+
+
+def _joined(folder: Path, *names: str) -> str:
+    """Modules of the dashboard as one script: what they say to each other across files is left out."""
+    text = "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+    return re.sub(r"^export (?=\w)", "", re.sub(r"^import .*\n", "", text, flags=re.MULTILINE), flags=re.MULTILINE)
 
 
 def _script_text(source: str) -> str:

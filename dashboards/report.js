@@ -1,40 +1,16 @@
-// Draws the figures of the report, keeps them in the page's colours, and switches between points of the front.
-"use strict";
-(() => {
+// The report: draws its figures, and switches between points of the front.
+import { draw } from "./plots.js";
+
+{
   const data = JSON.parse(document.getElementById("report-data").textContent);
-  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  function themed(layout) {
-    const ink = color("--plot-ink"), grid = color("--plot-grid");
-    const next = { ...layout, font: { ...layout.font, color: ink } };
-    next.hoverlabel = { ...layout.hoverlabel, bgcolor: color("--card"), bordercolor: color("--line") };
-    next.hoverlabel.font = { ...next.hoverlabel.font, color: color("--ink") };
-    for (const key of Object.keys(layout)) {
-      if (/^[xy]axis\d*$/.test(key)) next[key] = { ...layout[key], gridcolor: grid, color: ink };
-    }
-    if (layout.scene) {
-      next.scene = { ...layout.scene };
-      if (innerWidth < 560) { // stand further back, or the axes are cut off
-        const { eye, ...camera } = layout.scene.camera;
-        next.scene.camera = { ...camera, eye: { x: eye.x * 1.45, y: eye.y * 1.45, z: eye.z * 1.45 } };
-      }
-      for (const axis of ["xaxis", "yaxis", "zaxis"]) {
-        next.scene[axis] = { ...layout.scene[axis], gridcolor: color("--plot-mesh"), zerolinecolor: color("--plot-mesh"), color: ink };
-      }
-    }
-    return next;
-  }
-
-  function draw(name) {
+  function show(name) {
     const place = document.getElementById(`figure-${name}`), figure = data.figures[name];
-    if (!place || !figure) return;
-    // On a narrow screen the buttons would cover the figure; touch zooms without them.
-    const config = innerWidth < 560 ? { ...data.config, displayModeBar: false } : data.config;
-    Plotly.react(place, figure.data, themed(figure.layout), config);
+    if (place && figure) draw(place, figure, data.config);
   }
 
   function drawAll() {
-    for (const name of Object.keys(data.figures)) draw(name);
+    for (const name of Object.keys(data.figures)) show(name);
   }
 
   function fillTable(point) {
@@ -70,7 +46,7 @@
       { ...share, x: removed, text: removed.map((r) => (r ? `${r.toFixed(0)} %` : "")), hovertext: hover, marker: { color: point.blocks.map((b) => data.share_colors[b ? "gone" : "kept"]) } },
       { ...bits, x: point.bits, text: point.bits.map((b) => (b ? String(b) : "")), hovertext: hover, marker: { color: point.bits.map((b) => data.bit_colors[b] || data.share_colors.gone) } },
     ];
-    draw("layers");
+    show("layers");
   }
 
   function choose(trial) {
@@ -94,5 +70,4 @@
       });
     }
   }
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-})();
+}

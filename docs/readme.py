@@ -25,7 +25,7 @@ _FILES_OF_ROOT = (
 )
 _FOLDERS_OF_ROOT = (
     ("studies/", "the built-in studies, one TOML file each, and the benchmark of the search; shipped in the wheel"),
-    ("dashboards/", "template, script and style of the report; shipped in the wheel"),
+    ("dashboards/", "the pages: templates, scripts and styles of the service and of the report; shipped in the wheel"),
     ("docs/", "the README's picture, and what prints its tables"),
     ("tests/", "as the package, and bench/: scripts that time it"),
 )

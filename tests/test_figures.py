@@ -8,6 +8,9 @@ import pytest
 from front_factories import BASELINE, make_facts, make_study, make_trial, make_trials
 
 from autocompress import figures
+from autocompress.errors import NotFoundError, UsageError
+from autocompress.front.compare import compare_document
+from autocompress.front.point import point_document
 from autocompress.front.summary import front_facts, layer_rows
 from autocompress.plan import CompressionPlan
 from autocompress.records import BlockFacts, TrialState
@@ -166,3 +169,93 @@ def test_a_front_on_which_everything_is_bad_is_still_drawn() -> None:
     facts = front_facts(make_study(), [make_trial(1, 0.60, 9_000, 0.4)])
     assert figures.plot_trade_off(facts, "size").layout.yaxis.range[1] > facts.points[0].drop * 100
     assert figures.beyond_view(facts) == 0
+
+
+def test_trials_that_ended_early_are_faint_and_the_untrained_have_a_strip_of_their_own() -> None:
+    trials = [
+        make_trial(1, 0.97, 200_000, 0.5),
+        make_trial(2, None, 50_000, 0.2, state=TrialState.STOPPED),
+        make_trial(3, None, 70_000, 0.3, state=TrialState.STOPPED, rung_drop=0.04),
+    ]
+    drawn = traces(figures.plot_trade_off(front_facts(make_study(), trials), "size"))
+    before, while_training = drawn["stopped before training"], drawn["stopped while training"]
+    assert (before.x, before.customdata, before.yaxis) == ((50.0,), (2,), "y2")  # type: ignore[attr-defined]
+    assert (while_training.x, while_training.y, while_training.yaxis) == ((70.0,), (4.0,), "y")  # type: ignore[attr-defined]
+    assert before.marker.opacity < 0.5  # type: ignore[attr-defined]
+
+
+def test_thousands_of_points_are_left_to_the_graphics_card_and_stay_small() -> None:
+    facts = front_facts(make_study(), make_trials(2500))
+    figure = figures.plot_trade_off(facts, "size")
+    kinds = {trace.name: trace.type for trace in figure.data}
+    assert (kinds["dominated"], kinds["front, validation"]) == ("scattergl", "scatter")
+    assert len(figure.to_json()) < 2500 * 60
+
+
+@pytest.mark.parametrize("name", figures.FIGURES)
+def test_every_figure_of_a_study_is_there_by_name_and_keeps_the_readers_zoom(name: str) -> None:
+    figure = figures.study_figure(name, make_study(), make_trials())
+    assert len(figure.data) >= 1
+    assert figure.layout.uirevision == "keep"
+
+
+def test_an_unknown_figure_is_not_found() -> None:
+    with pytest.raises(NotFoundError, match="no figure 'pie' of a study; there are accuracy_size, "):
+        figures.study_figure("pie", make_study(), [])
+    with pytest.raises(NotFoundError, match="there are layers, curve"):
+        figures.point_figure("pie", {})
+    with pytest.raises(UsageError, match="one of loss, size, latency, got 'luck'"):
+        figures.study_figure("importance", make_study(), make_trials(), target="luck")
+
+
+def test_parallel_coordinates_leave_out_what_never_varied_and_end_in_the_objectives() -> None:
+    (lines,) = figures.study_figure("parallel", make_study(), make_trials()).data
+    labels = [d.label for d in lines.dimensions]
+    assert labels == ["channels removed, %", "bits per weight", "activations", *labels[-3:]]
+    assert labels[-3:] == ["file, kB", "latency, ms", "accuracy lost, points"]
+    assert lines.dimensions[2].ticktext == ("float", "uint8")
+
+
+def test_parallel_coordinates_of_very_many_trials_keep_the_front() -> None:
+    trials = make_trials(4000)
+    (lines,) = figures.study_figure("parallel", make_study(), trials).data
+    front = {p.point.trial for p in front_facts(make_study(), trials).points if p.on_front} - {0}
+    assert len(lines.customdata) <= 1600
+    assert front <= set(lines.customdata)
+
+
+def test_what_explains_the_size_most_is_bits_and_channels() -> None:
+    (bars,) = figures.study_figure("importance", make_study(), make_trials(300), target="size").data
+    assert set(bars.y[:2]) == {"channels removed", "bits per weight"}
+    assert list(bars.x) == sorted(bars.x, reverse=True)
+
+
+def test_the_bars_of_a_point_stand_before_the_dense_layer() -> None:
+    document = point_document(make_study(), make_trials(), 5)
+    figure = figures.point_figure("layers", document)
+    by_axis = {trace.xaxis: [t for t in figure.data if t.xaxis == trace.xaxis] for trace in figure.data}
+    assert list(by_axis) == ["x", "x2", "x3", "x4"]
+    dense, now = by_axis["x3"]
+    assert list(now.x) == [row["size_bytes"] / 1000 for row in document["layers"]]
+    assert list(dense.x) == [row["size_bytes_dense"] / 1000 for row in document["layers"]]
+    assert figure.layout.xaxis4.title.text == "ms, inferred"
+
+
+def test_without_enough_timed_files_the_bars_are_multiply_accumulates() -> None:
+    document = point_document(make_study(), make_trials()[:3], 1)
+    assert figures.point_figure("layers", document).layout.xaxis4.title.text == "million MACs"
+
+
+def test_the_learning_curve_is_seconds_against_loss() -> None:
+    trial = make_trial(1, 0.97, 1000, 0.5, learning_curve=((0.5, 2.0), (1.0, 0.5)))
+    (line,) = figures.point_figure("curve", point_document(make_study(), [trial], 1)).data
+    assert (line.x, line.y) == ((0.5, 1.0), (2.0, 0.5))
+
+
+def test_studies_over_one_another_have_a_colour_and_a_symbol_each() -> None:
+    document = compare_document([("a", make_study(), make_trials()), ("b", make_study(name="b"), make_trials(40, 1))])
+    for name in ("accuracy_size", "accuracy_latency"):
+        drawn = traces(figures.compare_figure(name, document))
+        looks = {(drawn[s].marker.color, drawn[s].marker.symbol) for s in ("digits", "b")}  # type: ignore[attr-defined]
+        assert len({c for c, _ in looks}) == len({s for _, s in looks}) == 2
+    assert [t.name for t in figures.compare_figure("hypervolume", document).data] == ["digits", "b"]

@@ -36,6 +36,21 @@ class PointFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndedFacts:
+    """A trial that ended early, with what was known of it: its file's size and latency.
+
+    `drop` is what a part of its training had left of the loss, on a part of the validation data; None where it
+    was not trained at all.
+    """
+
+    trial: int
+    state: TrialState
+    size_bytes: int
+    latency_ms: float
+    drop: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
     """What became of one layer. `kept` of `channels` outputs; `bits` of its weights; `skip`: why it was left alone.
 
@@ -65,6 +80,7 @@ class FrontFacts:
         points: all measured trials in the order of their numbers, the front among them.
         hypervolume_s: (seconds of the budget, hypervolume on validation data), one entry per improvement.
         study_s: seconds of the budget per stage of the study; trial_s: summed over the trials' own stages.
+        ended: trials that ended early after they were weighed and timed.
     """
 
     study: str
@@ -79,6 +95,7 @@ class FrontFacts:
     trial_s: dict[str, float]
     val_samples: int | None
     test_samples: int | None
+    ended: tuple[EndedFacts, ...] = ()
 
     @property
     def front(self) -> tuple[FrontPoint, ...]:
@@ -164,6 +181,22 @@ def front_facts(study: StudyRecord, trials: Sequence[TrialRecord]) -> FrontFacts
         trial_s=_in_order(_summed(trial.durations_s for trial in trials), _TRIAL_STAGES),
         val_samples=samples["val"],
         test_samples=samples["test"],
+        ended=_ended(trials),
+    )
+
+
+def _ended(trials: Sequence[TrialRecord]) -> tuple[EndedFacts, ...]:
+    early = (TrialState.STOPPED, TrialState.INFEASIBLE, TrialState.FAILED)
+    return tuple(
+        EndedFacts(
+            trial=trial.trial,
+            state=trial.state,
+            size_bytes=measured.size_bytes,
+            latency_ms=measured.latency.latency_ms,
+            drop=trial.rung_drop,
+        )
+        for trial in sorted(trials, key=lambda t: t.trial)
+        if trial.state in early and (measured := trial.measurement) is not None
     )
 
 

@@ -125,6 +125,11 @@ def _work(options: Options, outputs: Floats, inputs: Floats) -> tuple[Floats, Fl
     )
 
 
+def layer_work(options: Options, width: Ints) -> tuple[Floats, Floats]:
+    """The same for width options [n, groups]: what `LatencyModel.layer_shares` is a price of."""
+    return _work(options, *options.shapes(width))
+
+
 def multiplications(options: Options, outputs: Floats, inputs: Floats, layers: Ints | None = None) -> Floats:
     """Multiply-accumulates with channels rounded up to whole vectors, shaped as `outputs` and `inputs`.
 

@@ -1,0 +1,64 @@
+// Draws plotly figures in the colours of the page, and draws them again when those change.
+/* global Plotly */
+
+const NARROW = 560;
+const drawn = new Map(); // element -> { figure, config }
+let probe;
+
+// A colour token as plotly wants it: tokens differ between light and dark, so the browser has to resolve them.
+export function color(name) {
+  if (!probe) {
+    probe = document.createElement("span");
+    probe.hidden = true;
+    document.body.append(probe);
+  }
+  probe.style.color = `var(${name})`;
+  return getComputedStyle(probe).color;
+}
+
+export function themed(layout) {
+  const ink = color("--plot-ink"), grid = color("--plot-grid"), mesh = color("--plot-mesh");
+  const next = { ...layout, font: { ...layout.font, color: ink } };
+  next.hoverlabel = { ...layout.hoverlabel, bgcolor: color("--card"), bordercolor: color("--edge") };
+  next.hoverlabel.font = { ...next.hoverlabel.font, color: color("--ink") };
+  for (const key of Object.keys(layout)) {
+    if (/^[xy]axis\d*$/.test(key)) next[key] = { ...layout[key], gridcolor: grid, color: ink };
+  }
+  if (innerWidth < NARROW && layout.margin) next.margin = { ...layout.margin, l: Math.min(layout.margin.l, 48), r: Math.min(layout.margin.r, 12) };
+  if (!layout.scene) return next;
+  next.scene = { ...layout.scene };
+  if (innerWidth < NARROW && layout.scene.camera) { // stand further back, or the axes are cut off
+    const { eye, ...camera } = layout.scene.camera;
+    next.scene.camera = { ...camera, eye: { x: eye.x * 1.45, y: eye.y * 1.45, z: eye.z * 1.45 } };
+  }
+  for (const axis of ["xaxis", "yaxis", "zaxis"]) {
+    next.scene[axis] = { ...layout.scene[axis], gridcolor: mesh, zerolinecolor: mesh, color: ink };
+  }
+  return next;
+}
+
+// The lines of parallel coordinates write on the page themselves.
+function dressed(data) {
+  return data.map((trace) => (trace.type !== "parcoords" ? trace : {
+    ...trace,
+    labelfont: { ...trace.labelfont, color: color("--plot-ink") },
+    tickfont: { ...trace.tickfont, color: color("--plot-ink") },
+    rangefont: { ...trace.rangefont, color: "rgba(0,0,0,0)" },
+    line: { ...trace.line, colorbar: { ...trace.line.colorbar, tickfont: { color: color("--plot-ink") }, title: { ...trace.line.colorbar?.title, font: { color: color("--plot-ink") } } } },
+  }));
+}
+
+export function draw(place, figure, config) {
+  drawn.set(place, { figure, config });
+  // On a narrow screen the buttons would cover the figure; touch zooms without them.
+  const shown = innerWidth < NARROW ? { ...config, displayModeBar: false } : config;
+  return Plotly.react(place, dressed(figure.data), themed(figure.layout), shown);
+}
+
+export function redraw() {
+  for (const [place, { figure, config }] of drawn) if (place.isConnected) draw(place, figure, config);
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+addEventListener("beforeprint", redraw);
+addEventListener("afterprint", redraw);
