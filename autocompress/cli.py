@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import signal
 import sys
@@ -267,6 +266,46 @@ def report(
     _print({"study": study, "report": str(path), "bytes": path.stat().st_size}, as_json, f"report: {path}")
 
 
+# -- the service
+
+
+@app.command(epilog="Example: autocompress serve --port 8765")
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port; 0 takes a free one.")] = 8765,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", metavar="NAME", help="Name by which other machines call this server."),
+    ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let study files of clients name code and paths of this machine.")
+    ] = False,
+    parallel: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Searches side by side, each on another device.")
+    ] = None,
+    workspace: Workspace = _WORKSPACE,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the workspace: a queue of searches, and the dashboard.
+
+    Prints the address that lets a browser in; programs use the REST interface.
+
+    Ctrl-C ends it; searches that run go on with the next start.
+    """
+    with _extra("serve"):
+        from autocompress.service.app import serve as run_server
+        from autocompress.service.settings import Settings, default_parallel
+    settings = Settings(
+        workspace=workspace.absolute(),
+        host=host,
+        port=port,
+        allowed_hosts=tuple(allowed_hosts or ()),
+        allow_code=allow_code,
+        parallel=parallel or default_parallel(),
+    )
+    run_server(settings, ready=lambda url: _print({"url": url}, as_json, f"open {url}"))
+
+
 # -- the machine and study files
 
 
@@ -327,6 +366,19 @@ def schema(as_json: AsJson = False) -> None:
 
 
 # -- what the verbs share
+
+
+@contextlib.contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """What a missing optional library is called, and how it is installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "autocompress":
+            raise
+        raise UsageError(
+            f"this needs {error.name}, which is not installed; `pip install 'autocompress[{name}]'` brings it"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -411,16 +463,9 @@ def _print(document: Mapping[str, Any], as_json: bool, text: str) -> None:
 
 
 def _print_json(document: Any, *, indent: int | None = None) -> None:
-    typer.echo(json.dumps(_finite(document), indent=indent, allow_nan=False))
+    from autocompress.records import finite
 
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity; what could not be measured is null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, tuple | list) else value
+    typer.echo(json.dumps(finite(document), indent=indent, allow_nan=False))
 
 
 def _message(error: Exception) -> str:

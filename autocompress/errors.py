@@ -37,6 +37,12 @@ class DeviceError(AutocompressError):
     exit_code = 5
 
 
+class ServerError(AutocompressError):
+    """A server cannot be reached, or refuses who asks."""
+
+    exit_code = 5
+
+
 class BudgetError(AutocompressError):
     """The budget ended before the baseline was measured."""
 

@@ -7,6 +7,8 @@ bundle read them. Units are in the names: bytes, milliseconds, seconds; shares a
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -45,9 +47,23 @@ class Record:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Unknown keys are dropped, so that an older program reads what a newer one wrote."""
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         names = [f.name for f in dataclasses.fields(cls) if f.name in data]  # type: ignore[arg-type]
         return cls(**{name: _from_json(hints[name], data[name]) for name in names})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)  # evaluates text: a study has a hundred records, a workspace thousands
+
+
+def finite(value: Any) -> Any:
+    """Plain values as JSON has them: no NaN and no infinity, what could not be measured is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
 def _to_json(value: Any) -> Any:

@@ -30,7 +30,7 @@ _FOLDERS_OF_ROOT = (
     ("tests/", "as the package, and bench/: scripts that time it"),
 )
 # The flow of the design; a folder that is not named here comes last.
-_STAGES = ("zoo", "space", "compress", "recover", "export", "measure", "search", "study", "front")
+_STAGES = ("zoo", "space", "compress", "recover", "export", "measure", "search", "study", "front", "service")
 
 
 def tree(root: Path = ROOT) -> str:

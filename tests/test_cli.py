@@ -28,7 +28,7 @@ from autocompress.terminal import LiveView, RunningFront
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
     *("search", "resume", "cancel", "list", "show", "front"),
-    *("export", "report", "devices", "doctor", "init", "schema"),
+    *("export", "report", "serve", "devices", "doctor", "init", "schema"),
 )
 
 

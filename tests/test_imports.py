@@ -37,6 +37,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "typer": ("cli.py",),
     "rich": ("cli.py", "terminal.py"),
     "fastapi": ("service/", "agent/"),
+    "starlette": ("service/", "agent/"),
+    "uvicorn": ("service/", "agent/"),
     # The report is one offline file: it holds plotly's own script and the values, escaped by markupsafe.
     "plotly": ("figures/", "report.py"),
     "jinja2": ("report.py", "service/"),

@@ -60,8 +60,9 @@ def test_the_version_of_the_package_is_that_of_the_project() -> None:
 
 def test_the_extras_are_those_that_the_documents_name() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"test", "dev", "openvino"}
+    assert set(extras) == {"test", "dev", "openvino", "serve"}
     assert "autocompress[test]" in extras["dev"]
+    assert "autocompress[serve]" in extras["test"]
 
 
 def test_what_is_shipped_is_named_in_the_build() -> None:

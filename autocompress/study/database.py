@@ -46,6 +46,28 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE ac_latency (study TEXT NOT NULL, structure_key TEXT NOT NULL, latency TEXT NOT NULL,"
         " size_bytes INTEGER, PRIMARY KEY (study, structure_key)) WITHOUT ROWID",
     ),
+    (
+        # What a watcher asks for: what a study is doing, and whether anything was written since it last looked.
+        "ALTER TABLE ac_study ADD COLUMN stage TEXT",
+        "ALTER TABLE ac_study ADD COLUMN revision INTEGER NOT NULL DEFAULT 0",
+        # The service's queue: `service/jobs.py`.
+        "CREATE TABLE ac_job (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, study TEXT NOT NULL,"
+        " state TEXT NOT NULL, priority INTEGER NOT NULL, device TEXT NOT NULL, spec TEXT NOT NULL,"
+        " actor TEXT NOT NULL, created REAL NOT NULL, started REAL, ended REAL, attempt INTEGER NOT NULL DEFAULT 0,"
+        " crashes INTEGER NOT NULL DEFAULT 0, trials_before INTEGER NOT NULL DEFAULT 0, server TEXT, lease_until REAL,"
+        " pid INTEGER, pid_started INTEGER, cancel_requested INTEGER NOT NULL DEFAULT 0, error TEXT,"
+        " request_key TEXT UNIQUE, request_hash TEXT)",
+        # Two jobs can never be under way for one study.
+        "CREATE UNIQUE INDEX ac_job_active ON ac_job (study) WHERE state IN ('queued', 'running')",
+        "CREATE INDEX ac_job_study ON ac_job (study, seq)",
+        "CREATE INDEX ac_job_state ON ac_job (state, device)",
+        "CREATE TABLE ac_audit (id INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, actor TEXT NOT NULL,"
+        " address TEXT NOT NULL, action TEXT NOT NULL, study TEXT, detail TEXT NOT NULL)",
+        "CREATE TABLE ac_export (id TEXT PRIMARY KEY, study TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL,"
+        " actor TEXT NOT NULL, created REAL NOT NULL, trial INTEGER, size_bytes INTEGER, error TEXT)",
+        "CREATE TABLE ac_model (id TEXT PRIMARY KEY, architecture TEXT NOT NULL, args TEXT NOT NULL,"
+        " size_bytes INTEGER NOT NULL, tensors INTEGER NOT NULL, actor TEXT NOT NULL, created REAL NOT NULL)",
+    ),
 )
 
 

@@ -414,7 +414,7 @@ class Driver:
         if now - self._ticked < _TICK_S:
             return
         self._ticked = now
-        self.store.tick(self.config.name, self.spent_s)
+        self.store.tick(self.config.name, self.spent_s, self.stage)
         if self.store.cancel_requested(self.config.name):
             raise Cancelled
 

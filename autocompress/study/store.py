@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 FRONT_QUERY = (
     "SELECT number, val, size_bytes, latency_ms FROM ac_trial"
@@ -43,6 +43,25 @@ class FrontRows:
     val: NDArray[np.float64]
     size_bytes: NDArray[np.int64]
     latency_ms: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyStatus:
+    """What changes while a study runs, read without its record.
+
+    Attributes:
+        stage: what the driver is at (setup, search, final); None before its first heartbeat.
+        heartbeat: Unix seconds at which `spent_s` was true.
+        revision: grows with everything that is written about the study, heartbeats apart.
+    """
+
+    name: str
+    state: StudyState
+    created: str
+    spent_s: float
+    stage: str | None
+    heartbeat: float | None
+    revision: int
 
 
 class StudyStore:
@@ -100,7 +119,7 @@ class StudyStore:
         Raises:
             UsageError: the name is taken, or cannot be the name of a folder.
         """
-        if not _NAME.fullmatch(record.name):
+        if not STUDY_NAME.fullmatch(record.name):
             raise UsageError(
                 f"a study's name is letters, digits, '.', '_' and '-', at most 100, got {record.name!r};"
                 " choose one with --name"
@@ -136,12 +155,41 @@ class StudyStore:
             self._put(connection, record)
         return record
 
-    def tick(self, name: str, spent_s: float) -> None:
-        """Heartbeat: seconds of the budget spent so far."""
+    def tick(self, name: str, spent_s: float, stage: str | None = None) -> None:
+        """Heartbeat: seconds of the budget spent so far, and what they are spent on."""
         with self._database.write() as connection:
-            statement = "UPDATE ac_study SET spent_s = max(spent_s, ?), heartbeat = ? WHERE name = ?"
-            if not connection.execute(statement, (spent_s, time.time(), name)).rowcount:
+            statement = (
+                "UPDATE ac_study SET spent_s = max(spent_s, ?), heartbeat = ?, stage = coalesce(?, stage)"
+                " WHERE name = ?"
+            )
+            if not connection.execute(statement, (spent_s, time.time(), stage, name)).rowcount:
                 self._study_row(connection, name)
+
+    def statuses(self) -> list[StudyStatus]:
+        """Where all studies stand, newest first, without reading what is stored of them."""
+        query = (
+            "SELECT name, state, created, spent_s, stage, heartbeat, revision, owner_pid FROM ac_study"
+            " ORDER BY created DESC, name DESC"
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query).fetchall()
+        return [
+            StudyStatus(
+                name=row["name"],
+                state=self._state(row),
+                created=row["created"],
+                spent_s=row["spent_s"],
+                stage=row["stage"],
+                heartbeat=row["heartbeat"],
+                revision=row["revision"],
+            )
+            for row in rows
+        ]
+
+    def data_version(self) -> int:
+        """Changes when anybody else has written to the file since; for this connection alone."""
+        with self._database.read() as connection:
+            return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
     def request_cancel(self, name: str) -> None:
         """Ask the process that runs the study to end it; it looks between two steps."""
@@ -229,6 +277,40 @@ class StudyStore:
                 " VALUES (:study, :number, :state, :origin, :val, :size_bytes, :latency_ms, :record)",
                 rows,
             )
+            connection.execute("UPDATE ac_study SET revision = revision + 1 WHERE name = ?", (name,))
+
+    def trial_page(
+        self, name: str, *, after: int = -1, limit: int = 100, state: TrialState | None = None
+    ) -> list[TrialRecord]:
+        """At most `limit` trials with numbers above `after`, in their order, perhaps of one state only."""
+        query = "SELECT record FROM ac_trial WHERE study = ? AND number > ?"
+        values: list[object] = [name, after]
+        if state is not None:
+            query, values = f"{query} AND state = ?", [*values, state.value]
+        with self._database.read() as connection:
+            self._study_row(connection, name)
+            rows = connection.execute(f"{query} ORDER BY number LIMIT ?", (*values, limit)).fetchall()
+        return [TrialRecord.from_dict(json.loads(row["record"])) for row in rows]
+
+    def last_written(self) -> int:
+        """Place in the order of writing of the trial that was stored last, of any study; 0 before the first."""
+        with self._database.read() as connection:
+            return int(connection.execute("SELECT max(rowid) FROM ac_trial").fetchone()[0] or 0)
+
+    def written_since(
+        self, place: int, *, upto: int | None = None, name: str | None = None, limit: int = 1000
+    ) -> list[tuple[int, str, TrialRecord]]:
+        """Trials in the order in which they were stored: (place, study, trial), after `place`, at most `limit`.
+
+        A trial that is stored again moves to the end.
+        """
+        query = "SELECT rowid, study, record FROM ac_trial WHERE rowid > ? AND rowid <= ?"
+        values: list[object] = [place, 2**62 if upto is None else upto]
+        if name is not None:
+            query, values = f"{query} AND study = ?", [*values, name]
+        with self._database.read() as connection:
+            rows = connection.execute(f"{query} ORDER BY rowid LIMIT ?", (*values, limit)).fetchall()
+        return [(row["rowid"], row["study"], TrialRecord.from_dict(json.loads(row["record"]))) for row in rows]
 
     def counts(self, name: str) -> dict[TrialState, int]:
         """Trials per state, without reading them."""
@@ -284,17 +366,18 @@ class StudyStore:
         raise NotFoundError(f"no study {name!r} in {self.workspace}; {hint}")
 
     def _study_record(self, row: sqlite3.Row) -> StudyRecord:
-        record = _stored_study(row)
-        died = (
-            record.state is StudyState.RUNNING and row["owner_pid"] and not lock.is_held(self._lock_path(record.name))
-        )
-        return replace(record, state=StudyState.INTERRUPTED) if died else record
+        return replace(_stored_study(row), state=self._state(row))
+
+    def _state(self, row: sqlite3.Row) -> StudyState:
+        state = StudyState(row["state"])
+        died = state is StudyState.RUNNING and row["owner_pid"] and not lock.is_held(self._lock_path(row["name"]))
+        return StudyState.INTERRUPTED if died else state
 
     def _put(self, connection: sqlite3.Connection, record: StudyRecord) -> None:
         self._study_row(connection, record.name)
         connection.execute(
             "UPDATE ac_study SET state = :state, created = :created, spent_s = max(spent_s, :spent_s),"
-            " record = :record WHERE name = :name",
+            " record = :record, revision = revision + 1 WHERE name = :name",
             _study_values(record),
         )
 

@@ -1,0 +1,199 @@
+"""From what a client asks for to the study that runs: a built-in or a study file, checked before it waits.
+
+Over HTTP a study may name only what this program brings: its networks, its data sets, its metrics, and
+weights that were uploaded. Anything else would be code or a path chosen by the client, and is refused
+unless the server was started with --allow-code.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from autocompress.config import BUILTIN_METRICS, StudyConfig
+from autocompress.records import TrialRecord
+from autocompress.resources import resource
+from autocompress.service.problems import Problem
+from autocompress.service.settings import Settings
+from autocompress.service.uploads import Models
+from autocompress.study.store import STUDY_NAME
+
+MAX_FILE_CHARS = 64_000
+DATA_SETS = ("digits", "fashion_mnist", "cifar10")  # those that take no path
+_BITS = (2, 3, 4, 8, 16, 32)
+UPLOADED = "model:"
+MAX_ARGUMENT = 10_000
+_ARGUMENT = f"over HTTP, an argument of a network is a number up to {MAX_ARGUMENT}, true, false or a short text"
+_CODE = "it would run code or read a path that the client chose; start the server with --allow-code to permit that"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A search that somebody asked for, before it has a name of its own."""
+
+    tables: dict[str, Any]
+    name: str
+    named: bool
+
+
+def builtin_studies() -> dict[str, dict[str, Any]]:
+    """The tables of every built-in study, by name."""
+    paths = sorted(resource("studies").glob("*.toml"))
+    return {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def parse_study_file(text: str) -> dict[str, Any]:
+    """The tables of a study file that a client sent.
+
+    Raises:
+        Problem: too long, no TOML, or nested deeper than anybody writes.
+    """
+    if len(text) > MAX_FILE_CHARS:
+        raise Problem(413, f"a study file may have at most {MAX_FILE_CHARS} characters, got {len(text)}")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise Problem(
+            422, "the study file is nested too deeply", errors=[("study_file", "nested too deeply")]
+        ) from error
+    except ValueError as error:  # TOML that is none, and numbers of thousands of digits
+        detail = str(error)[:300]
+        raise Problem(422, f"this is not a TOML file: {detail}", errors=[("study_file", detail)]) from error
+
+
+def with_settings(tables: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables with single values changed.
+
+    Args:
+        settings: values by dotted key, "search.budget".
+    """
+    merged: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in tables.items()}
+    for key, value in settings.items():
+        table, dot, field = key.partition(".")
+        target = merged.setdefault(table, {}) if dot and table in StudyConfig.model_fields else None
+        if not isinstance(target, dict) or not field or "." in field:
+            raise Problem(422, f"unknown key {key!r}; keys look like search.budget", errors=[(key, "unknown key")])
+        target[field] = value
+    return merged
+
+
+def validated(tables: Mapping[str, Any], *, name: str) -> StudyConfig:
+    """The configuration of a study; every wrong value is named with its key.
+
+    Raises:
+        Problem: what is wrong, per field.
+    """
+    if not STUDY_NAME.fullmatch(name):
+        detail = "letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit"
+        raise Problem(422, f"a study's name is {detail}", errors=[("name", detail)])
+    try:
+        return StudyConfig.model_validate({**tables, "name": name})
+    except RecursionError as error:
+        raise Problem(422, "the study file is nested too deeply") from error
+    except ValidationError as error:
+        errors = [_wrong(entry) for entry in error.errors()[:20]]
+        raise Problem(422, f"{errors[0][0]}: {errors[0][1]}", errors=errors) from error
+
+
+def admit(config: StudyConfig, settings: Settings, *, models: Models) -> StudyConfig:
+    """The same study with uploaded weights in place of their ids, if a client may ask for it.
+
+    Args:
+        models: the uploaded weights.
+    Raises:
+        Problem: it names code, a path, or more than the server gives; per field.
+    """
+    refused: list[tuple[str, str]] = []
+    config = _with_weights(config, models, refused, settings)
+    if config.search.budget > settings.max_budget_s:
+        refused.append(("search.budget", f"at most {settings.max_budget_s:g} seconds on this server"))
+    if not settings.allow_code:
+        refused += _names_code(config)
+    if refused:
+        raise Problem(422, f"{refused[0][0]}: {refused[0][1]}", errors=refused)
+    return config
+
+
+def refined(config: StudyConfig, trial: TrialRecord) -> dict[str, Any]:
+    """Tables of a search around one trial.
+
+    Its file and its latency are bounds (a tenth above), weights get its bits and the next wider, activations are as
+    it has them, and groups are pruned little further than its most pruned one.
+
+    Raises:
+        Problem: the trial was not measured.
+    """
+    measured, plan = trial.measurement, trial.plan
+    if measured is None:
+        raise Problem(409, f"trial {trial.trial} was not measured; there is nothing to search around")
+    tables: dict[str, Any] = config.model_dump(mode="json")
+    space, search = tables["space"], tables["search"]
+    if bits := sorted(set(plan.weight_bits.values())):
+        wider = [b for b in _BITS if b > bits[-1]][:1]
+        space["weight_bits"] = [*bits, *wider]
+    space["activations"] = [plan.activations]
+    largest = max(plan.prune_ratio.values(), default=0.0)
+    space["max_prune_ratio"] = min(space["max_prune_ratio"], round(largest + 0.1, 3))
+    if "size" in search["objectives"]:
+        search["max_size"] = round(1.1 * measured.size_bytes)
+    if "latency" in search["objectives"]:
+        search["max_latency"] = round(1.1 * measured.latency.latency_ms, 6)
+    return tables
+
+
+def _names_code(config: StudyConfig) -> list[tuple[str, str]]:
+    refused = []
+    factory, data = config.model.factory, config.data
+    if ":" in factory and not factory.startswith("torchvision:"):
+        refused.append(("model.factory", f"only built-in networks: {_CODE}"))
+    refused += [(f"model.args.{key}", _ARGUMENT) for key, value in config.model.args.items() if not _is_small(value)]
+    if data.factory not in DATA_SETS:
+        refused.append(("data.factory", f"only {', '.join(DATA_SETS)}: {_CODE}"))
+    if data.args:
+        refused.append(("data.args", f"built-in data sets take none over HTTP: {_CODE}"))
+    if data.download:
+        refused.append(("data.download", "this server fetches nothing for a client; download the data on its machine"))
+    if config.task.metric not in BUILTIN_METRICS:
+        refused.append(("task.metric", f"only {', '.join(BUILTIN_METRICS)}: {_CODE}"))
+    return refused
+
+
+def _is_small(value: Any) -> bool:
+    if isinstance(value, bool | float):
+        return True
+    if isinstance(value, int):
+        return 0 <= value <= MAX_ARGUMENT
+    return isinstance(value, str) and len(value) <= 40
+
+
+def _with_weights(
+    config: StudyConfig, models: Models, refused: list[tuple[str, str]], settings: Settings
+) -> StudyConfig:
+    weights = config.model.weights
+    if weights is None:
+        return config
+    if not weights.startswith(UPLOADED):
+        if not settings.allow_code:
+            refused.append(("model.weights", f'"{UPLOADED}ID" of an uploaded model, or nothing: {_CODE}'))
+        return config
+    identifier = weights.removeprefix(UPLOADED)
+    entry = next((e for e in models.listed() if e["id"] == identifier), None)
+    if entry is None or not models.path(identifier).is_file():
+        refused.append(("model.weights", "no such uploaded model; POST /api/v1/models takes one"))
+        return config
+    if (entry["architecture"], entry["args"]) != (config.model.factory, config.model.args):
+        refused.append(("model.weights", f"these weights are of {entry['architecture']} with {entry['args']}"))
+    return config.model_copy(
+        update={"model": config.model.model_copy(update={"weights": str(models.path(identifier))})}
+    )
+
+
+def _wrong(entry: Mapping[str, Any]) -> tuple[str, str]:
+    field = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden":
+        return field, "unknown key; GET /api/v1/schema has the known ones"
+    return field, str(entry["msg"]).removeprefix("Value error, ")[:300]
