@@ -221,12 +221,12 @@ def front_trials(store: StudyStore, study: StudyRecord) -> list[TrialRecord]:
     from autocompress.front.pareto import non_dominated
     from autocompress.front.summary import metric_direction
 
-    rows = store.front_rows(study.name)
+    rows = store.front_rows(study.name, compressed="compressed" in study.objectives)
     if not len(rows.trial):
         return []
     loss = rows.val if metric_direction(study) == "minimize" else -rows.val
-    columns = {"accuracy": loss, "size": rows.size_bytes, "latency": rows.latency_ms}
-    used = [column for name, column in columns.items() if name in study.objectives] or list(columns.values())
+    columns = {"accuracy": loss, "size": rows.size_bytes, "compressed": rows.size_bytes, "latency": rows.latency_ms}
+    used = [column for name, column in columns.items() if name in study.objectives]
     chosen = rows.trial[non_dominated(np.column_stack(used).astype(np.float64))]
     return store.trials(study.name, [int(number) for number in chosen])
 

@@ -236,10 +236,11 @@ def _metrics(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
         rows.append(f"| {metric_name(metric)}, {label} | {shown} | {dense} | {_lost(value, reference, study)} |")
     low, high = point.latency_ratio_ci
     tie = "; as fast within noise" if is_latency_tie(point) else ""
+    zipped = format_bytes(base.compressed_bytes) if base and base.compressed_bytes else "-"
     rows += [
         f"| file | {format_bytes(shipped.artifact_bytes)} | {format_bytes(base.size_bytes) if base else '-'} | "
         f"{f'{base.size_bytes / shipped.artifact_bytes:.2f}x smaller' if base else ''} |",
-        f"| after zlib | {format_bytes(point.compressed_bytes)} | - | |",
+        f"| zipped | {format_bytes(point.compressed_bytes)} | {zipped} | |",
         f"| latency | {format_ms(point.latency_ms)} | {format_ms(base.latency_ms) if base else '-'} "
         f"| ratio {point.latency_ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}{tie} |",
         f"| parameters | {point.params:,} | {f'{base.params:,}' if base else '-'} | |",

@@ -107,7 +107,9 @@ def search(
     minimize = config.task.metric == "mse" or config.task.direction == "minimize"
     with (
         _interruptible(config.name),
-        open_view(name=config.name, metric=config.task.metric, minimize=minimize) as view,
+        open_view(
+            name=config.name, metric=config.task.metric, minimize=minimize, objectives=config.search.objectives
+        ) as view,
     ):
         record = search_study(config, workspace=workspace, base=base, listener=view)
     return _finish(record, workspace, as_json)
@@ -127,6 +129,7 @@ def resume(study: StudyName, workspace: Workspace = _WORKSPACE, as_json: AsJson 
         metric=str(before.record.config.get("task", {}).get("metric", "accuracy")),
         minimize=metric_direction(before.record) == "minimize",
         trials=before.front_trials,
+        objectives=before.record.objectives,
     )
     with _interruptible(study), view:
         record = resume_study(study, workspace=workspace, listener=view)

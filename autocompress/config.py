@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from autocompress.errors import UsageError
-from autocompress.plan import Activations, Importance
+from autocompress.plan import Activations, Importance, Levels
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d)?\s*")
 _DURATION_S = {"s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -130,8 +130,11 @@ class SpaceConfig(Table):
 
     max_prune_ratio: float = Field(0.75, ge=0, lt=1, description="largest share of channels removed from a group")
     round_to: int = Field(8, ge=1, description="widths are multiples of this (4 below 32 channels)")
-    weight_bits: tuple[Literal[2, 3, 4, 8, 16, 32], ...] = Field((3, 4, 8, 32), min_length=1)
+    weight_bits: tuple[Literal[1, 2, 3, 4, 5, 6, 8, 16, 32], ...] = Field((3, 4, 8, 32), min_length=1)
     activations: tuple[Activations, ...] = Field(("float", "uint8"), min_length=1)
+    levels: tuple[Levels, ...] = Field(
+        ("uniform",), min_length=1, description="of weights with 2 to 6 bits: uniform, codebook (k-means), power_of_two"
+    )
     importance: tuple[Importance, ...] = Field(("l1",), min_length=1)
     temperature: tuple[float, ...] = Field((4.0, 2.0, 8.0), min_length=1, description="distillation temperatures")
     distill_weight: tuple[float, ...] = Field((0.9,), min_length=1, description="weights of the soft targets")
@@ -146,8 +149,10 @@ class SearchConfig(Table):
     """`[search]`: how long, towards what, and by which sampler."""
 
     budget: Duration = Field("10m", description="wall-clock for everything: 90s, 10m, 2h")  # type: ignore[assignment]
-    objectives: tuple[Literal["accuracy", "size", "latency"], ...] = Field(
-        ("accuracy", "size", "latency"), description="what the front is over; accuracy stands for the task's metric"
+    objectives: tuple[Literal["accuracy", "size", "compressed", "latency"], ...] = Field(
+        ("accuracy", "size", "latency"),
+        description="what the front is over; accuracy stands for the task's metric, and compressed, in the place of size, "
+        "for the bytes of the zipped file",
     )
     sampler: Literal["front", "knobs", "gp", "tpe", "nsga2", "random", "sweep"] = Field(
         "front", description="what proposes plans after the anchors; sweep: nothing does"
@@ -174,6 +179,11 @@ class SearchConfig(Table):
             )
         if len(self.objectives) < 2:
             raise ValueError("objectives must name size, latency or both beside accuracy; there is no front otherwise")
+        if {"size", "compressed"} <= set(self.objectives):
+            raise ValueError(
+                "objectives must name size or compressed, not both: a front has one axis for bytes; "
+                "the other one is stored and shown all the same"
+            )
         return self
 
 

@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
-WEIGHT_BITS = (2, 3, 4, 8, 16, 32)
+WEIGHT_BITS = (1, 2, 3, 4, 5, 6, 8, 16, 32)
 Activations = Literal["float", "uint8"]
 Importance = Literal["l1", "l2", "taylor", "fisher", "activation", "bn_scale", "random"]
+Levels = Literal["uniform", "codebook", "power_of_two"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activations)
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
+LEVELS: tuple[str, ...] = get_args(Levels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class CompressionPlan:
         learning_rate: peak learning rate of the recovery, above 0; a network that was hurt less is trained at less.
         removed_blocks: names of whole residual blocks that are left out; kept sorted, each once. What is inside of
             one need not be named elsewhere in the plan, and `SearchSpace` never does.
+        levels: which values the weights of layers with 2 to 6 bits may take; at 1 bit there are only two.
     """
 
     prune_ratio: Mapping[str, float] = field(default_factory=dict)
@@ -56,6 +59,7 @@ class CompressionPlan:
     distill: DistillPlan = field(default_factory=DistillPlan)
     learning_rate: float = 2e-3
     removed_blocks: tuple[str, ...] = ()
+    levels: Levels = "uniform"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "removed_blocks", _block_names(self.removed_blocks))
@@ -71,6 +75,8 @@ class CompressionPlan:
             raise ValueError(f"activations must be one of {ACTIVATIONS}, got {self.activations!r}")
         if self.importance not in IMPORTANCES:
             raise ValueError(f"importance must be one of {IMPORTANCES}, got {self.importance!r}")
+        if self.levels not in LEVELS:
+            raise ValueError(f"levels must be one of {LEVELS}, got {self.levels!r}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}; usual values are 1e-4 to 1e-2")
 
@@ -90,6 +96,7 @@ class CompressionPlan:
             "distill": {"temperature": self.distill.temperature, "weight": self.distill.weight},
             "learning_rate": self.learning_rate,
             "removed_blocks": list(self.removed_blocks),
+            "levels": self.levels,
         }
 
     @classmethod
@@ -113,6 +120,8 @@ class CompressionPlan:
         }
         if self.removed_blocks:  # left out where there are none: keys that were stored before there were blocks hold
             structure["removed_blocks"] = list(self.removed_blocks)
+        if self.levels != "uniform":
+            structure["levels"] = self.levels
         return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()[:16]
 
     def same_as(self, other: CompressionPlan) -> bool:
@@ -130,7 +139,8 @@ class CompressionPlan:
         groups = {g for g in {*self.prune_ratio, *other.prune_ratio} if g in self.prune_ratio or not self._removes(g)}
         layers = {n for n in {*self.weight_bits, *other.weight_bits} if not self._removes(n)}
         return (
-            set(self.removed_blocks) >= set(other.removed_blocks)
+            self.levels == other.levels
+            and set(self.removed_blocks) >= set(other.removed_blocks)
             and all(self.prune_ratio.get(g, 0.0) >= other.prune_ratio.get(g, 0.0) for g in groups)
             and all(self.weight_bits.get(n, 32) <= other.weight_bits.get(n, 32) for n in layers)
             and ACTIVATIONS.index(self.activations) >= ACTIVATIONS.index(other.activations)

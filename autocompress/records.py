@@ -19,6 +19,9 @@ from typing import Any, Self
 from autocompress.plan import CompressionPlan
 
 
+OBJECTIVES = ("accuracy", "size", "latency")  # of a study that does not say
+
+
 class TrialState(StrEnum):
     """How a trial ended. `stopped`: not worth training; `infeasible`: breaks a constraint or cannot be built."""
 
@@ -118,7 +121,7 @@ class Measurement(Record):
         val: the study's metric on validation data, computed by the runtime from the file; None before training.
         test: the same on test data; only the final stage looks at it.
         val_ci, test_ci: their 95 % intervals over samples; None for a metric of one's own.
-        size_bytes: bytes of the exported file; `compressed_bytes`: of the same file after zlib level 9.
+        size_bytes: bytes of the exported file; `compressed_bytes`: of the same file zipped (zlib level 9).
         macs: multiply-accumulates for one sample.
     """
 
@@ -258,7 +261,7 @@ class DeviceFacts(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline(Record):
-    """The dense artifact, measured like every other."""
+    """The dense artifact, measured like every other; `compressed_bytes` is 0 in studies older than that number."""
 
     metric: str
     val: float
@@ -270,6 +273,7 @@ class Baseline(Record):
     artifact: str
     val_ci: tuple[float, float] | None = None
     test_ci: tuple[float, float] | None = None
+    compressed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +297,7 @@ class StudyRecord(Record):
     spent_s: float
     created: str
     device: DeviceFacts
-    objectives: tuple[str, ...] = ("accuracy", "size", "latency")
+    objectives: tuple[str, ...] = OBJECTIVES
     baseline: Baseline | None = None
     facts: ModelFacts | None = None
     durations_s: dict[str, float] = field(default_factory=dict)
@@ -322,6 +326,11 @@ class FrontPoint(Record):
     plan: CompressionPlan
     val_ci: tuple[float, float] | None = None
     test_ci: tuple[float, float] | None = None
+
+
+def weighed_bytes(measured: Measurement | FrontPoint | Baseline, objectives: Collection[str]) -> int:
+    """The bytes that count in a study: of the zipped file where that is an objective, else of the file."""
+    return measured.compressed_bytes if "compressed" in objectives else measured.size_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

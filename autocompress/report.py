@@ -70,7 +70,7 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
     environment.filters |= {"bytes": format_bytes, "duration": format_duration, "ms": format_ms}
     facts = front_facts(study, trials)
     scripts = [_script_text(figures.plotly_script()), _script_text(_joined(folder, "plots.js", "report.js"))]
-    beliefs = belief_facts(trials, facts.baseline, direction=facts.direction)
+    beliefs = belief_facts(trials, facts.baseline, direction=facts.direction, objectives=facts.objectives)
     rows = _front_rows(study, facts, {trial.trial: trial for trial in trials})
     chosen = _knee(study, facts)
     points = _points_data(study, facts, {trial.trial: trial for trial in trials})
@@ -80,7 +80,9 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
         headline=_headline(study, facts, chosen),
         metric=metric_name(facts.metric),
         hypervolume={
-            s: front_hypervolume(facts.front, facts.baseline, direction=facts.direction, split=s)
+            s: front_hypervolume(
+                facts.front, facts.baseline, direction=facts.direction, split=s, objectives=facts.objectives
+            )
             for s in ("val", "test")
         },
         rows=rows,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -18,11 +18,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.front.beliefs import belief_facts, belief_lines, why
+from autocompress.front.beliefs import BeliefFacts, belief_facts, belief_lines, why
 from autocompress.front.explain import format_bytes, format_duration, metric_name, plan_lines, words
 from autocompress.front.pareto import non_dominated
 from autocompress.front.summary import loses_much, metric_direction
 from autocompress.records import (
+    OBJECTIVES,
     FrontPoint,
     Measurement,
     Progress,
@@ -51,9 +52,11 @@ class View(Protocol):
 class RunningFront:
     """The front among the trials seen so far."""
 
-    def __init__(self, *, minimize: bool = False, trials: Iterable[TrialRecord] = ()) -> None:
-        self._sign = 1.0 if minimize else -1.0
-        self._best: list[tuple[tuple[float, float, float], TrialRecord]] = []
+    def __init__(
+        self, *, minimize: bool = False, trials: Iterable[TrialRecord] = (), objectives: Collection[str] = OBJECTIVES
+    ) -> None:
+        self._sign, self._objectives = 1.0 if minimize else -1.0, objectives
+        self._best: list[tuple[tuple[float, ...], TrialRecord]] = []
         for trial in trials:
             self.add(trial)
 
@@ -67,7 +70,13 @@ class RunningFront:
         measured = trial.measurement
         if trial.state != TrialState.COMPLETE or measured is None or measured.val is None:
             return False
-        axes = (self._sign * measured.val, float(measured.size_bytes), measured.latency.latency_ms)
+        known = {
+            "accuracy": self._sign * measured.val,
+            "size": float(measured.size_bytes),
+            "compressed": float(measured.compressed_bytes),
+            "latency": measured.latency.latency_ms,
+        }
+        axes = tuple(known[name] for name in self._objectives)
         candidates = [*(entry for entry in self._best if entry[1].trial != trial.trial), (axes, trial)]
         mask = non_dominated([entry[0] for entry in candidates])
         self._best = [entry for entry, kept in zip(candidates, mask, strict=True) if kept]
@@ -182,10 +191,16 @@ class LiveView:
 
 
 def open_view(
-    *, name: str, metric: str, minimize: bool, trials: Iterable[TrialRecord] = (), live: bool | None = None
+    *,
+    name: str,
+    metric: str,
+    minimize: bool,
+    trials: Iterable[TrialRecord] = (),
+    objectives: Collection[str] = OBJECTIVES,
+    live: bool | None = None,
 ) -> View:
     """The view that fits stderr: live on a terminal, lines in a pipe."""
-    front = RunningFront(minimize=minimize, trials=trials)
+    front = RunningFront(minimize=minimize, trials=trials, objectives=objectives)
     console = Console(stderr=True, **_LITERAL)
     if console.is_terminal if live is None else live:
         return LiveView(front, metric=metric, title=name, console=console)
@@ -212,13 +227,15 @@ def print_front(study: StudyRecord, front: Sequence[FrontPoint], *, stream: Text
     has_test = any(point.test is not None for point in front)
     wide = console.width >= _WIDE  # else two-line heads, and the files are told below the table
     name = metric_name(base.metric) + (" " if wide else "\n")
-    columns = ["trial", f"{name}val", *([f"{name}test"] if has_test else []), "size", "latency", "what was won"]
+    zipped = ["zipped"] if "compressed" in study.objectives else []
+    columns = ["trial", f"{name}val", *([f"{name}test"] if has_test else []), "size", *zipped, "latency", "what was won"]
     table = _table(*columns, *(["artifact"] if wide else []))
     for point in front:
         test = [_metric(point.test)] if has_test else []
         latency = _latency(point.latency_ms, point.latency_ratio, point.latency_ratio_ci)
         won, much = words(point, base, direction=direction), loses_much(point, base, direction=direction)
-        cells = [str(point.trial), _metric(point.val), *test, format_bytes(point.size_bytes), latency]
+        sizes = [format_bytes(point.size_bytes), *([format_bytes(point.compressed_bytes)] if zipped else [])]
+        cells = [str(point.trial), _metric(point.val), *test, *sizes, latency]
         cells += [f"large loss: {won}" if much else won, *([point.artifact] if wide else [])]
         table.add_row(*cells, style="dim" if much else "")
     console.print(table)
@@ -290,7 +307,7 @@ def print_study(study: StudyRecord, trials: Sequence[TrialRecord], *, stream: Te
         console.print(f"  {count} {state}: {reason}")
     if study.durations_s:
         console.print(f"budget: {_durations(study.durations_s)}")
-    for line in belief_lines(belief_facts(trials, study.baseline, direction=metric_direction(study))):
+    for line in belief_lines(_beliefs(study, trials)):
         console.print(line)
     if study.message:
         console.print(study.message)
@@ -305,7 +322,7 @@ def print_trial(study: StudyRecord, trial: TrialRecord, *, stream: TextIO | None
         if measured.test is not None:
             console.print(f"test {metric_name(metric)}: {_metric(measured.test)}")
         console.print(f"params: {measured.params:,}, MACs per sample: {measured.macs:,}")
-        console.print(f"zlib-compressed: {format_bytes(measured.compressed_bytes)}")
+        console.print(f"zipped: {format_bytes(measured.compressed_bytes)}")
     for line in plan_lines(trial.plan):
         console.print(line)
     rows = _table("group", "prune ratio", "channels kept")
@@ -325,6 +342,10 @@ def print_trial(study: StudyRecord, trial: TrialRecord, *, stream: TextIO | None
         console.print(f"time: {_durations(trial.durations_s)}")
     if trial.artifact:
         console.print(f"artifact: {trial.artifact}")
+
+
+def _beliefs(study: StudyRecord, trials: Sequence[TrialRecord]) -> BeliefFacts:
+    return belief_facts(trials, study.baseline, direction=metric_direction(study), objectives=study.objectives)
 
 
 def counts_text(counts: Mapping[TrialState, int]) -> str:

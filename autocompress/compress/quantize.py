@@ -1,5 +1,7 @@
 """Rounds weights to a few bits: symmetric integers with one scale per output channel.
 
+The integers are evenly spaced, or those of a table that the layer's channels share (`compress/levels.py`).
+
 Works as a parametrization on any Conv or Linear, so nothing is traced and training goes on
 through the rounding. What the integers become in a file is decided in `export/`; activations are
 quantized there too, by the runtime's own tool.
@@ -7,6 +9,7 @@ quantized there too, by the runtime's own tool.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +19,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from autocompress.compress.drop import is_dropped
+from autocompress.compress.levels import fit_levels, has_table, nearest, refit, table_of
+from autocompress.plan import Levels
 
 _SMALLEST = 1e-18
+_REFRESH = 16  # steps of the training between two fits of a codebook
+_OF_ROUNDING = re.compile(r"parametrizations\.weight\.\d+\.")
 _CLIP_SHARES = torch.linspace(0.3, 1.0, 36)
 
 
@@ -26,14 +33,16 @@ class QuantizedWeight:
     """The integers of one layer's weight and what to multiply them by.
 
     Attributes:
-        integers: int8, shaped like the weight [out, in / groups, *kernel], in [-limit, limit].
+        integers: int8, shaped like the weight [out, in / groups, *kernel], in [-limit, limit], or of the table.
         scale: float32 [out], above 0.
-        bits: 2, 3, 4 or 8.
+        bits: 1 to 6, or 8.
+        table: int8, the at most 2^bits values that occur, rising and symmetric about 0; None: all in [-limit, limit].
     """
 
     integers: Tensor
     scale: Tensor
     bits: int
+    table: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """The float weight that the integers stand for."""
@@ -75,32 +84,50 @@ class FakeQuantize(nn.Module):
 
     Args:
         weight: the float weight the scale is searched for.
-        bits: 2, 3, 4 or 8.
+        bits: 1 to 6, or 8.
+        levels: evenly spaced, or the kind of table.
+        zero: whether zero must be among the values of a table; it always is among evenly spaced ones.
     Source: Esser et al. 2020, arXiv:1902.08153 (learned step size); the scale is kept as a logarithm,
         which stays positive and trains with the weights' own learning rate.
     """
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
+    magnitudes: Tensor | None
+
+    def __init__(self, weight: Tensor, bits: int, levels: Levels = "uniform", *, zero: bool = False) -> None:
         super().__init__()
-        self.bits = bits
-        self.log_scale = nn.Parameter(search_scale(weight, bits).log())
+        self.bits, self.levels, self._count = bits, levels, 0
+        magnitudes, scale = None, None
+        if has_table(bits, levels):
+            magnitudes, scale = fit_levels(weight, bits, levels, zero=zero)
+        self.register_buffer("magnitudes", magnitudes)
+        self.log_scale = nn.Parameter((search_scale(weight, bits) if scale is None else scale).log())
 
     def forward(self, weight: Tensor) -> Tensor:
-        limit = limit_for(self.bits)
         scale = _as_column(self.log_scale.exp(), weight.ndim)
+        limit = float(limit_for(self.bits) if self.magnitudes is None else self.magnitudes[-1])
         steps = (weight / scale).clamp(-limit, limit)
-        return (steps + (steps.round() - steps).detach()) * scale
+        if self.training and self.levels == "codebook" and self.magnitudes is not None:
+            self._count += 1
+            if self._count % _REFRESH == 0:
+                self.magnitudes = refit(steps.detach(), self.magnitudes)
+        return (steps + (self._round(steps.detach()) - steps).detach()) * scale
+
+    def _round(self, steps: Tensor) -> Tensor:
+        return steps.round() if self.magnitudes is None else nearest(steps, self.magnitudes)
 
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """The integers and scale that `forward` stands for."""
-        limit = limit_for(self.bits)
         scale = self.log_scale.detach().exp().float()
-        integers = (weight.float() / _as_column(scale, weight.ndim)).clamp(-limit, limit).round()
-        return QuantizedWeight(integers=integers.to(torch.int8), scale=scale, bits=self.bits)
+        steps = weight.float() / _as_column(scale, weight.ndim)
+        if self.magnitudes is None:
+            limit = limit_for(self.bits)
+            steps = steps.clamp(-limit, limit)
+        table = None if self.magnitudes is None else table_of(self.magnitudes)
+        return QuantizedWeight(integers=self._round(steps).to(torch.int8), scale=scale, bits=self.bits, table=table)
 
 
-def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int]) -> nn.Module:
+def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int], levels: Levels = "uniform") -> nn.Module:
     """Put a `FakeQuantize` on every layer with at most 8 bits, in place; layers of dropped blocks are passed over.
 
     Raises:
@@ -115,7 +142,7 @@ def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int]) -> nn.Mo
         if bits <= 8:
             layer = modules[name]
             _refuse_infinite(name, layer.weight)
-            parametrize.register_parametrization(layer, "weight", FakeQuantize(layer.weight, bits))
+            parametrize.register_parametrization(layer, "weight", FakeQuantize(layer.weight, bits, levels))
     return model
 
 
@@ -123,7 +150,7 @@ def float_state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under their plain names, with the float weights behind any rounding."""
     state = {}
     for name, tensor in model.state_dict().items():
-        if name.endswith("parametrizations.weight.0.log_scale"):
+        if _OF_ROUNDING.search(name):
             continue
         state[name.replace("parametrizations.weight.original", "weight")] = tensor.detach().contiguous().clone()
     return state

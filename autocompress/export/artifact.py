@@ -234,6 +234,7 @@ def _packed(site: Site, quantized: QuantizedWeight) -> PackedWeight:
         axis=1 if site.transposed else 0,
         scale=quantized.scale.numpy(),
         bits=quantized.bits,
+        table=None if quantized.table is None else quantized.table.numpy(),
     )
 
 

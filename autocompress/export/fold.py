@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ def _rescale(quantized: QuantizedWeight, norm: Any) -> QuantizedWeight:
         factor = gain if norm.weight is None else gain * norm.weight
         sign = factor.sign().to(torch.int8).reshape(-1, *[1] * (quantized.integers.ndim - 1))
         scale = torch.where(factor == 0, torch.ones_like(factor), quantized.scale * factor.abs())
-        return QuantizedWeight(integers=quantized.integers * sign, scale=scale, bits=quantized.bits)
+        return replace(quantized, integers=quantized.integers * sign, scale=scale)
 
 
 def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:

@@ -1,6 +1,6 @@
 """Stores each weight in the bits it needs, in a form the runtime unfolds once, when it loads the file.
 
-Integers are kept in 2, 3, 4 or 8 bits and unpacked by a few nodes that depend on constants alone,
+Integers are kept in 1 to 6 or 8 bits, or as places in a table of those that occur, and unpacked by a few nodes that depend on constants alone,
 so ONNX Runtime folds them at load and runs the same float or int8 kernels as for an unpacked file.
 (A bare int4 DequantizeLinear would be executed at every inference.) The nodes are written once as
 ONNX functions; a layer costs one call. Names and repeated constants are bytes too and are shortened.
@@ -29,7 +29,8 @@ class PackedWeight:
         name: the initializer it replaces.
         integers: int8, in the layout of the graph; `axis`: its output channels.
         scale: float32 [out].
-        bits: 2, 3, 4 or 8.
+        bits: 1 to 6, or 8.
+        table: int8, the at most 2^bits integers that occur, rising; what is stored are places in it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PackedWeight:
     axis: int
     scale: np.ndarray
     bits: int
+    table: np.ndarray | None = None
 
 
 def pack_words(integers: np.ndarray, bits: int) -> np.ndarray:
@@ -47,8 +49,13 @@ def pack_words(integers: np.ndarray, bits: int) -> np.ndarray:
     Args:
         integers: int8 of any shape, each in [-2^(bits-1), 2^(bits-1)).
     """
+    return pack_fields(integers.astype(np.int64) + 2 ** (bits - 1), bits)
+
+
+def pack_fields(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """The same for numbers in [0, 2^bits), which are stored as they are."""
     per_word = _WORD_BITS // bits
-    fields = (integers.reshape(-1).astype(np.int64) + 2 ** (bits - 1)).astype(np.uint64)
+    fields = numbers.reshape(-1).astype(np.uint64)
     fields = np.pad(fields, (0, -len(fields) % per_word)).reshape(-1, per_word)
     shifts = np.arange(per_word, dtype=np.uint64) * np.uint64(bits)
     words: np.ndarray = np.bitwise_or.reduce(fields << shifts, axis=1)
@@ -73,7 +80,7 @@ def pack_float(model: ir.Model, weights: Sequence[PackedWeight], halves: Sequenc
         column[weight.axis] = -1
         scale = _constant(graph, f"{weight.name}_scale", weight.scale.reshape(column))
         whole = _stored(graph, weight)
-        outputs = _call(f"Weight{weight.bits}", [whole, scale], weight, model)
+        outputs = _call("Weight", [*whole, scale], weight, model)
         _substitute(graph, weight.name, outputs)
     for name in halves:
         array = _array(graph.initializers[name]).astype(np.float16)
@@ -99,7 +106,7 @@ def pack_integer(model: ir.Model, weights: Sequence[PackedWeight]) -> ir.Model:
         if weight.bits == 8:
             continue
         whole = _stored(graph, weight)
-        _substitute(graph, name, _call(f"Integer{weight.bits}", [whole], weight, model))
+        _substitute(graph, name, _call("Integer", whole, weight, model))
     return model
 
 
@@ -133,22 +140,23 @@ def tidy(model: ir.Model) -> ir.Model:
 
 
 # Each function is written once per file; `shape` is an attribute of the call.
-def _call(kind: str, inputs: list[ir.Value], weight: PackedWeight, model: ir.Model) -> ir.Node:
+def _call(what: str, inputs: list[ir.Value], weight: PackedWeight, model: ir.Model) -> ir.Node:
+    kind = f"{what}{weight.bits}{'' if weight.table is None else 'T'}"
     identifier = (DOMAIN, kind, "")
     if identifier not in model.functions:
-        model.functions[identifier] = _function(kind, weight.bits)
+        model.functions[identifier] = _function(kind, weight.bits, table=weight.table is not None)
         model.opset_imports.setdefault(DOMAIN, 1)
     attributes = {"s": list(weight.integers.shape)} if _is_words(weight.bits) else {}
     return ir.node(kind, inputs, attributes=attributes, domain=DOMAIN)
 
 
 def _is_words(bits: int) -> bool:
-    return bits in (2, 3)
+    return bits not in (4, 8)
 
 
-def _function(kind: str, bits: int) -> ir.Function:
-    packed = ir.Value(name="p")
-    inputs = [packed]
+def _function(kind: str, bits: int, *, table: bool) -> ir.Function:
+    packed, values = ir.Value(name="p"), ir.Value(name="t")
+    inputs = [packed, values] if table else [packed]
     nodes: list[ir.Node] = []
 
     def add(op: str, *args: ir.Value, **attributes: Any) -> ir.Value:
@@ -174,31 +182,40 @@ def _function(kind: str, bits: int) -> ir.Function:
         shifts = constant(np.arange(per_word, dtype=np.uint64) * np.uint64(bits))
         shifted = add("BitShift", column, shifts, direction="RIGHT")
         fields = add("BitwiseAnd", shifted, constant(np.array(2**bits - 1, np.uint64)))
-        flat = add("Reshape", add("Cast", fields, to=ir.DataType.INT8), constant(np.array([-1], np.int64)))
+        kind_of = ir.DataType.INT32 if table else ir.DataType.INT8
+        flat = add("Reshape", add("Cast", fields, to=kind_of), constant(np.array([-1], np.int64)))
         count = add("ReduceProd", shape)
         used = add(
             "Slice", flat, constant(np.array([0], np.int64)), add("Reshape", count, constant(np.array([1], np.int64)))
         )
-        centred = add("Sub", used, constant(np.array(2 ** (bits - 1), np.int8)))
-        result = add("Reshape", centred, shape)
+        offset = constant(np.array(2 ** (bits - 1), np.int8)) if not table else None
+        whole = add("Gather", values, used) if offset is None else add("Sub", used, offset)
+        result = add("Reshape", whole, shape)
+    elif table:
+        result = add("Gather", values, add("Cast", packed, to=ir.DataType.INT32))
     else:
         result = packed
     if kind.startswith("Weight"):
         scale = ir.Value(name="c")
         inputs.append(scale)
         result = add("Mul", add("Cast", result, to=ir.DataType.FLOAT), scale)
-    elif not _is_words(bits):
+    elif not _is_words(bits) and not table:
         result = add("Cast", result, to=ir.DataType.INT8)
     graph = ir.Graph(inputs, [result], nodes=nodes, opset_imports={"": 21}, name=kind)
     return ir.Function(DOMAIN, kind, graph=graph, attributes=attributes)
 
 
-def _stored(graph: ir.Graph, weight: PackedWeight) -> ir.Value:
+def _stored(graph: ir.Graph, weight: PackedWeight) -> list[ir.Value]:
+    """What is written of a weight: its packed integers, or places in a table and the table."""
     name = f"{weight.name}_packed"
+    if weight.table is not None:
+        places = np.searchsorted(weight.table, weight.integers)
+        packed = pack_fields(places, weight.bits) if _is_words(weight.bits) else places.astype(ml_dtypes.uint4)
+        return [_constant(graph, name, packed), _constant(graph, f"{weight.name}_table", weight.table)]
     if _is_words(weight.bits):
-        return _constant(graph, name, pack_words(weight.integers, weight.bits))
+        return [_constant(graph, name, pack_words(weight.integers, weight.bits))]
     kind = ml_dtypes.int4 if weight.bits == 4 else np.int8
-    return _constant(graph, name, weight.integers.astype(kind))
+    return [_constant(graph, name, weight.integers.astype(kind))]
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -9,7 +9,7 @@ import numpy as np
 
 from autocompress.front.explain import format_drop
 from autocompress.front.hypervolume import Direction, metric_drop
-from autocompress.records import Baseline, TrialRecord, TrialState
+from autocompress.records import Baseline, TrialRecord, TrialState, weighed_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +46,20 @@ class BeliefFacts:
     latency_error: float | None
 
 
-def belief_facts(trials: Iterable[TrialRecord], baseline: Baseline | None, *, direction: Direction) -> BeliefFacts:
-    """Compare what was believed with what was measured, for every trial whose sampler said what it believed."""
+def belief_facts(
+    trials: Iterable[TrialRecord],
+    baseline: Baseline | None,
+    *,
+    direction: Direction,
+    objectives: Sequence[str] = (),
+) -> BeliefFacts:
+    """Compare what was believed with what was measured, for every trial whose sampler said what it believed.
+
+    Args:
+        objectives: of the study; "compressed" among them says which bytes were believed.
+    """
     ordered = sorted((t for t in trials if t.belief), key=lambda t: t.trial)
-    rows = tuple(_row(t, baseline, direction) for t in ordered) if baseline else ()
+    rows = tuple(_row(t, baseline, direction, objectives) for t in ordered) if baseline else ()
     trained = [r for r in rows if r.drop is not None]
     inside = [abs(r.drop - r.believed_drop) <= 2 * r.believed_sd for r in trained if r.drop is not None]
     return BeliefFacts(
@@ -110,7 +120,7 @@ _SOURCES = {
 }
 
 
-def _row(trial: TrialRecord, baseline: Baseline, direction: Direction) -> BeliefRow:
+def _row(trial: TrialRecord, baseline: Baseline, direction: Direction, objectives: Sequence[str]) -> BeliefRow:
     measured, believed = trial.measurement, trial.belief
     done = trial.state is TrialState.COMPLETE and measured is not None and measured.val is not None
     return BeliefRow(
@@ -122,7 +132,7 @@ def _row(trial: TrialRecord, baseline: Baseline, direction: Direction) -> Belief
         if done and measured is not None and measured.val is not None
         else None,
         believed_size=float(believed["size_ratio"]),
-        size=measured.size_bytes / baseline.size_bytes if measured else None,
+        size=weighed_bytes(measured, objectives) / weighed_bytes(baseline, objectives) if measured else None,
         believed_latency=float(believed["latency_ratio"]),
         latency=measured.latency.ratio if measured else None,
         gain=float(believed["gain"]),

@@ -61,7 +61,8 @@ def plan_lines(plan: CompressionPlan) -> list[str]:
     counts = Counter(bits for bits in plan.weight_bits.values() if bits < 32)
     if counts:
         parts = ", ".join(f"{bits} bits in {_count(counts[bits], 'layer')}" for bits in sorted(counts))
-        lines.append(f"weights: {parts}")
+        kind = "" if plan.levels == "uniform" else f", {plan.levels.replace('_', ' ')} levels"
+        lines.append(f"weights: {parts}{kind}")
     if plan.activations != "float":
         lines.append(f"activations: {plan.activations}")
     if not lines:

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from autocompress.front.explain import judged_on_test, words
 from autocompress.front.hypervolume import REFERENCE, Direction, gain, hypervolume, metric_drop
 from autocompress.front.pareto import non_dominated
-from autocompress.records import Baseline, FrontPoint, Measurement, ModelFacts, StudyRecord, TrialRecord, TrialState
+from autocompress.records import (
+    OBJECTIVES,
+    Baseline,
+    FrontPoint,
+    Measurement,
+    ModelFacts,
+    StudyRecord,
+    TrialRecord,
+    TrialState,
+    weighed_bytes,
+)
 
 _MINIMIZED_METRICS = ("mse",)
 _STAGES = ("setup", "teacher", "baseline", "profile", "search", "final")
@@ -96,6 +106,7 @@ class FrontFacts:
     val_samples: int | None
     test_samples: int | None
     ended: tuple[EndedFacts, ...] = ()
+    objectives: tuple[str, ...] = OBJECTIVES
 
     @property
     def front(self) -> tuple[FrontPoint, ...]:
@@ -174,7 +185,7 @@ def front_facts(study: StudyRecord, trials: Sequence[TrialRecord]) -> FrontFacts
         direction=direction,
         baseline=base,
         points=drawn,
-        hypervolume_s=_hypervolume_s(drawn, base, study.spent_s),
+        hypervolume_s=_hypervolume_s(drawn, base, study.spent_s, study.objectives),
         budget_s=study.budget_s,
         spent_s=study.spent_s,
         study_s=_in_order(study.durations_s, _STAGES),
@@ -182,6 +193,7 @@ def front_facts(study: StudyRecord, trials: Sequence[TrialRecord]) -> FrontFacts
         val_samples=samples["val"],
         test_samples=samples["test"],
         ended=_ended(trials),
+        objectives=study.objectives,
     )
 
 
@@ -263,8 +275,8 @@ def front_document(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[st
         },
         "baseline": base.to_dict() if base else None,
         "hypervolume": {
-            "val": front_hypervolume(front, base, direction=direction, split="val"),
-            "test": front_hypervolume(front, base, direction=direction, split="test"),
+            "val": front_hypervolume(front, base, direction=direction, split="val", objectives=study.objectives),
+            "test": front_hypervolume(front, base, direction=direction, split="test", objectives=study.objectives),
             "reference": dict(REFERENCE),
         },
         "front": [_entry(point, base, direction) for point in front],
@@ -277,20 +289,31 @@ def front_document(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[st
 
 
 def front_hypervolume(
-    front: Sequence[FrontPoint], baseline: Baseline | None, *, direction: Direction = "maximize", split: str = "val"
+    front: Sequence[FrontPoint],
+    baseline: Baseline | None,
+    *,
+    direction: Direction = "maximize",
+    split: str = "val",
+    objectives: Sequence[str] = (),
 ) -> float | None:
     """Hypervolume of a front against the baseline on one split; None where nothing was measured there.
 
-    On "test" it is the front that was chosen on validation data, judged on test data.
+    On "test" it is the front that was chosen on validation data, judged on test data. Among `objectives`,
+    "compressed" says that the bytes of the zipped file count.
     """
     if baseline is None or (base := getattr(baseline, split)) is None:
         return None
     rows = [
-        (metric_drop(value, base, direction=direction), point.size_bytes / baseline.size_bytes, point.latency_ratio)
+        (metric_drop(value, base, direction=direction), size_ratio(point, baseline, objectives), point.latency_ratio)
         for point in front
         if (value := getattr(point, split)) is not None
     ]
     return hypervolume(rows) if rows or split == "val" else None
+
+
+def size_ratio(point: FrontPoint, baseline: Baseline, objectives: Sequence[str]) -> float:
+    """Bytes over the baseline's, those that count in a study with these objectives."""
+    return weighed_bytes(point, objectives) / max(1, weighed_bytes(baseline, objectives))
 
 
 def loses_much(point: FrontPoint, baseline: Baseline, *, direction: Direction = "maximize") -> bool:
@@ -319,9 +342,10 @@ def _front_mask(study: StudyRecord, points: Sequence[FrontPoint]) -> NDArray[np.
     columns = {
         "accuracy": [sign * point.val for point in points],
         "size": [float(point.size_bytes) for point in points],
+        "compressed": [float(point.compressed_bytes) for point in points],
         "latency": [point.latency_ms for point in points],
     }
-    used = [column for name, column in columns.items() if name in study.objectives] or list(columns.values())
+    used = [column for name, column in columns.items() if name in study.objectives]
     return non_dominated(np.array(used).T)
 
 
@@ -330,14 +354,14 @@ def _drop(value: float | None, baseline: float | None, direction: Direction) -> 
 
 
 def _hypervolume_s(
-    points: Sequence[PointFacts], baseline: Baseline | None, spent_s: float
+    points: Sequence[PointFacts], baseline: Baseline | None, spent_s: float, objectives: Sequence[str]
 ) -> tuple[tuple[float, float], ...]:
     if baseline is None or not points:
         return ()
     total, steps = 0.0, []
     front = np.zeros((0, 3))
     for fact in sorted(points, key=lambda f: f.spent_s):
-        row = np.array([max(fact.drop, 0.0), fact.point.size_bytes / baseline.size_bytes, fact.point.latency_ratio])
+        row = np.array([max(fact.drop, 0.0), size_ratio(fact.point, baseline, objectives), fact.point.latency_ratio])
         covered = (front <= row).all(axis=1).any()
         if covered or (added := gain(row, front)) <= 0:
             continue

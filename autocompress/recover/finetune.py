@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.quantize import FakeQuantize, quantize_weights_
-from autocompress.plan import DistillPlan
+from autocompress.plan import DistillPlan, Levels
 from autocompress.recover.damage import rate_share
 from autocompress.recover.data import Augment, augment, batches
 from autocompress.recover.distill import recovery_loss
@@ -124,6 +124,7 @@ def finetune_(
     damage: float = 1.0,
     weight_bits: Mapping[str, int] | None = None,
     quantize_from: float = 0.5,
+    levels: Levels = "uniform",
     seed: int = 0,
     seen: int = 0,
     steps: int | None = None,
@@ -137,6 +138,7 @@ def finetune_(
         damage: of this one, from 0 to 1; the less, the smaller the rate, and the less so the more steps there will be.
         seen: samples that the network was trained on before; it goes on where that training ended.
         weight_bits: layers to round; those below 8 bits are rounded while training, the others afterwards.
+        levels: that rounding leaves, as in the plan.
         quantize_from: share of the training after which rounding sets in, in [0, 1).
         steps: end after so many steps if that comes first; infinite `seconds` count steps alone.
         on_step: called with the share that is done; what it raises ends the training.
@@ -159,7 +161,7 @@ def finetune_(
                     if not _has_finite_weights(model):
                         finite = False
                         break
-                    _start_rounding_(model, low_bits, optimizer, rate)
+                    _start_rounding_(model, low_bits, levels, optimizer, rate)
                     rounding = True
                 if clock.count == _TIMED:
                     rate = learning_rate * rate_share(damage, clock.expected())
@@ -176,7 +178,7 @@ def finetune_(
     model.eval().to(torch.device("cpu")).to(memory_format=torch.contiguous_format)
     finite = finite and _has_finite_weights(model)  # the loss is that of the weights before the last step
     if finite:
-        quantize_weights_(model, bits if not rounding else {n: b for n, b in bits.items() if b >= 8})
+        quantize_weights_(model, bits if not rounding else {n: b for n, b in bits.items() if b >= 8}, levels)
     return TrainingReport(
         steps=clock.count,
         samples=clock.count * min(trainer.batch_size, len(source.train)),
@@ -272,8 +274,10 @@ def _has_finite_weights(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
-def _start_rounding_(model: nn.Module, bits: Mapping[str, int], optimizer: torch.optim.Optimizer, rate: float) -> None:
-    quantize_weights_(model, bits)
+def _start_rounding_(
+    model: nn.Module, bits: Mapping[str, int], levels: Levels, optimizer: torch.optim.Optimizer, rate: float
+) -> None:
+    quantize_weights_(model, bits, levels)
     scales = [m.log_scale for m in model.modules() if isinstance(m, FakeQuantize)]
     optimizer.add_param_group({"params": scales, "lr": rate, "weight_decay": 0.0})
 

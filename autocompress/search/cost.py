@@ -20,7 +20,8 @@ _INT8_SPEED = 0.7  # time in integers over time in float, before any was timed
 _OWN_WAY = 0.5  # sd of a layer's share, relative to what the work says
 _NOISE = 0.015  # of a measured ratio, relative
 _GRAPH_BYTES, _LAST = 6000.0, 50  # of a file before any was weighed; files that the mean is taken over
-_WORD = {2: 32, 3: 21}  # integers in each 8 bytes
+_ZIPPED, _ZIPPED_SD, _ZIPPED_NOISE = 0.9, 0.05, 0.03  # of the weights' bytes that are left; of the file
+_WORD = {1: 64, 2: 32, 3: 21, 5: 12, 6: 10}  # integers in each 8 bytes
 
 
 class SizeModel:
@@ -28,24 +29,33 @@ class SizeModel:
 
     Args:
         options: of the space.
+        zipped: bytes of the zipped file are predicted: a share of the weights' that is learned, too.
     """
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, options: Options, *, zipped: bool = False) -> None:
+        self._options, self._zipped = options, zipped
+        self._shrink = LinearBelief(np.array([_ZIPPED, 0.0]), np.array([_ZIPPED_SD, _GRAPH_BYTES]))
         self._extra: dict[int, list[float]] = {}
 
     def predict(self, candidates: Candidates) -> Floats:
         """Bytes, [n]."""
         known = np.array([np.mean(self._extra.get(k, self._any())) for k in range(len(ACTIVATIONS))])
-        total: Floats = self._weights(candidates) + known[candidates.activations]
+        total: Floats = self._stored(candidates) + known[candidates.activations]
         return total
 
     def observe(self, candidates: Candidates, size_bytes: Floats) -> None:
         """Learn what the graph takes from files of known size, [n]."""
-        rest = size_bytes - self._weights(candidates)
+        if self._zipped:
+            for weights, size in zip(self._weights(candidates).tolist(), size_bytes.tolist(), strict=True):
+                self._shrink.observe(np.array([weights, 1.0]), size, _ZIPPED_NOISE * size)
+        rest = size_bytes - self._stored(candidates)
         for kind, extra in zip(candidates.activations.tolist(), rest.tolist(), strict=True):
             self._extra.setdefault(kind, []).append(extra)
             del self._extra[kind][:-_LAST]
+
+    def _stored(self, candidates: Candidates) -> Floats:
+        weights = self._weights(candidates)
+        return weights * float(self._shrink.mean[0]) if self._zipped else weights
 
     def _weights(self, candidates: Candidates) -> Floats:
         outputs, inputs = self._options.shapes(candidates.width)

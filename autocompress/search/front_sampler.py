@@ -35,7 +35,7 @@ _SOLVED, _MUTATED = 24, 12  # plans per proposal
 _PAIRS = 12_000  # solver's arrays: fewer prices at once for larger networks
 _SIZE_PRICES, _LATENCY_PRICES = (1e-3, 0.3), (1e-3, 0.5)  # drop for the whole file, for the whole latency
 _RECENT = 5  # trials
-_SETTINGS = ("importance", "distill/temperature", "distill/weight", "learning_rate")
+_SETTINGS = ("levels", "importance", "distill/temperature", "distill/weight", "learning_rate")
 _ORIGINAL = 0.8  # chance of the first choice for each setting of the recovery
 
 
@@ -44,7 +44,7 @@ class Reference:
     """What trials are compared with.
 
     Attributes:
-        metric, size_bytes, latency_ms: of the baseline.
+        metric, size_bytes, latency_ms: of the baseline; bytes of the zipped file where "compressed" is an objective.
         objectives: of the study, in the order of its values.
         noise: standard deviation of a measured drop.
         train_s: usual training of one trial in seconds.
@@ -100,9 +100,10 @@ class FrontSampler(BaseSampler):
         self._constraints = constraints or Constraints()
         self._options = Options(space)
         self._solver = Solver(self._options)
-        self._size, self._latency = SizeModel(self._options), LatencyModel(self._options)
+        self._size, self._latency = SizeModel(self._options, zipped="compressed" in reference.objectives), LatencyModel(self._options)
         tables = (sensitivity or Sensitivity()).tables(self._options)
         self._damage = DamageModel(self._options, **tables, learns="surrogate" not in without)
+        self._weighs = bool({"size", "compressed"} & set(reference.objectives))
         raw = space.raw()
         self._raw = distributions(raw)
         self._choices = {n: p.choices for n, p in raw.items() if n in _SETTINGS}
@@ -208,7 +209,7 @@ class FrontSampler(BaseSampler):
     def _weighed(self, trial: FrozenTrial) -> tuple[float | None, float | None]:
         known = list(trial.values[1:]) if trial.values else list(trial.user_attrs.get("size_and_latency") or [])
         named = dict(zip(self._reference.objectives[1:], known, strict=False))
-        return named.get("size"), named.get("latency")
+        return named.get("size", named.get("compressed")), named.get("latency")
 
     # -- proposing
 
@@ -227,7 +228,7 @@ class FrontSampler(BaseSampler):
         kinds = options.activations[np.arange(count) % len(options.activations)]
         shares = [self._latency.layer_shares(int(k)) for k in kinds]
         width, bits, blocks = self._damage.tables(draw)
-        timed, weighed = (name in self._reference.objectives for name in ("latency", "size"))
+        timed, weighed = "latency" in self._reference.objectives, self._weighs
         narrow = int(np.argmax(options.bits <= 8)) if (options.bits <= 8).any() else 0
         prices = Prices(
             width=width,
@@ -285,18 +286,16 @@ class FrontSampler(BaseSampler):
             one.activations[:] = options.activations[draw.integers(len(options.activations))]
 
     def _cheap(self, pool: Candidates) -> Floats:
-        named = {
-            "size": self._size.predict(pool) / self._reference.size_bytes,
-            "latency": self._latency.predict(pool),
-        }
         none = np.zeros(len(pool))
-        return np.stack([named[n] if n in self._reference.objectives else none for n in ("size", "latency")], axis=1)
+        size = self._size.predict(pool) / self._reference.size_bytes if self._weighs else none
+        latency = self._latency.predict(pool) if "latency" in self._reference.objectives else none
+        return np.stack([size, latency], axis=1)
 
     def _allowed(self, mean: Floats, sd: Floats, cheap: Floats) -> Floats:
         """Chance that each plan meets the constraints."""
         limits, reference = self._constraints, self._reference
         chance = np.ones(len(mean))
-        if limits.max_size is not None:
+        if limits.max_size is not None and "compressed" not in reference.objectives:  # it is of the file as it is
             chance *= cheap[:, 0] <= limits.max_size / reference.size_bytes
         if limits.max_latency is not None:
             chance *= cheap[:, 1] <= limits.max_latency / reference.latency_ms

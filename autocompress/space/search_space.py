@@ -90,6 +90,7 @@ class SearchSpace:
             "distill/temperature": plan.distill.temperature,
             "distill/weight": plan.distill.weight,
             "learning_rate": plan.learning_rate,
+            "levels": plan.levels,
         }
         values |= {f"prune_ratio/{g.name}": plan.prune_ratio.get(g.name, 0.0) for g in self.facts.groups}
         values |= {
@@ -168,6 +169,7 @@ class SearchSpace:
     def _shared(self) -> dict[str, Parameter]:
         return {
             "activations": Parameter(choices=self.config.activations),
+            "levels": Parameter(choices=self.config.levels),
             "importance": Parameter(choices=self.config.importance),
             "distill/temperature": Parameter(choices=self.config.temperature),
             "distill/weight": Parameter(choices=self.config.distill_weight),
@@ -188,6 +190,7 @@ class SearchSpace:
             ),
             learning_rate=values.get("learning_rate", self.config.learning_rate[0]),
             removed_blocks=removed,
+            levels=values.get("levels", self.config.levels[0]),
         )
         return self.canonical(plan)
 

@@ -29,6 +29,7 @@ from autocompress.records import (
     StudyState,
     TrialRecord,
     TrialState,
+    weighed_bytes,
 )
 from autocompress.search.front_sampler import Reference
 from autocompress.search.inherit import choose_parent
@@ -172,13 +173,13 @@ class Driver:
             self.trials.append(lost)
         if not known:
             facts = self.space.facts
-            self.finish(_baseline_trial(self.baseline, facts, self.store.workspace))
+            self.finish(_baseline_trial(self.baseline, facts))
 
     def _sampler(self, known: int) -> Any:
         search, baseline = self.config.search, self.baseline
         reference = Reference(
             metric=baseline.val,
-            size_bytes=baseline.size_bytes,
+            size_bytes=weighed_bytes(baseline, search.objectives),
             latency_ms=baseline.latency_ms,
             direction=self.direction,
             objectives=search.objectives,
@@ -340,7 +341,9 @@ class Driver:
                 trial=record.trial,
                 plan=record.plan,
                 drop=max(0.0, drop),
-                size_ratio=measured.size_bytes / self.baseline.size_bytes if "size" in objectives else 0.0,
+                size_ratio=weighed_bytes(measured, objectives) / weighed_bytes(self.baseline, objectives)
+                if {"size", "compressed"} & set(objectives)
+                else 0.0,
                 latency_ratio=measured.latency.ratio if "latency" in objectives else 0.0,
             )
 
@@ -425,9 +428,7 @@ def _noise(value: float, samples: int) -> float:
     return max(0.5 * math.sqrt(2 * share * (1 - share) / max(1, samples)), 1e-4)
 
 
-def _baseline_trial(baseline: Any, facts: ModelFacts, workspace: Path) -> TrialRecord:
-    from autocompress.measure.size import compressed_bytes
-
+def _baseline_trial(baseline: Any, facts: ModelFacts) -> TrialRecord:
     return TrialRecord(
         trial=0,
         state=TrialState.COMPLETE,
@@ -437,7 +438,7 @@ def _baseline_trial(baseline: Any, facts: ModelFacts, workspace: Path) -> TrialR
             val=baseline.val,
             val_ci=baseline.val_ci,
             size_bytes=baseline.size_bytes,
-            compressed_bytes=compressed_bytes((workspace / baseline.artifact).read_bytes()),
+            compressed_bytes=baseline.compressed_bytes,
             latency=Latency(latency_ms=baseline.latency_ms, ratio=1.0, ratio_ci=(1.0, 1.0), blocks=0),
             params=baseline.params,
             macs=baseline.macs,

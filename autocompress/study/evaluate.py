@@ -24,7 +24,7 @@ from autocompress.export.artifact import emit
 from autocompress.export.check import check_artifact
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
-from autocompress.records import Latency, Measurement, TrialRecord, TrialState
+from autocompress.records import Latency, Measurement, TrialRecord, TrialState, weighed_bytes
 from autocompress.recover.finetune import TrainingReport, finetune_
 from autocompress.search.stopping import hopeless, judge
 from autocompress.space.layers import count_macs
@@ -65,11 +65,13 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         params=sum(p.numel() for p in network.parameters()), macs=count_macs(network, task.example),
     )  # fmt: skip
     record = replace(record, measurement=measured)
+    objectives = task.source.config.search.objectives
+    size_ratio = weighed_bytes(measured, objectives) / weighed_bytes(baseline, objectives)
     verdict = judge(
         plan,
         size_bytes=len(sketch),
         latency_ms=latency.latency_ms,
-        size_ratio=len(sketch) / baseline.size_bytes,
+        size_ratio=size_ratio,
         latency_ratio=latency.ratio,
         rivals=request.rivals,
         constraints=request.constraints,
@@ -79,7 +81,7 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         return _ended(record, path, TrialState.INFEASIBLE if verdict.infeasible else TrialState.STOPPED, verdict.reason)
     if plan.trains and train_s < request.train_s / 2:
         return _ended(record, path, TrialState.STOPPED, "too little time was left to train it")
-    cheap = (len(sketch) / baseline.size_bytes, latency.ratio)
+    cheap = (size_ratio, latency.ratio)
     watch = _Watch(task, network, request, cheap, each_second(report, f"trial {request.trial}: training"))
     try:
         with stages("train"):
@@ -143,7 +145,7 @@ def _time(task: Task, path: Path) -> Latency:
 
 def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -> tuple[bytes, nn.Module]:
     """Write and return the untrained artifact, the final one but for the values in it, and the network it is of."""
-    rounded = quantize_weights_(copy.deepcopy(network), plan.weight_bits)
+    rounded = quantize_weights_(copy.deepcopy(network), plan.weight_bits, plan.levels)
     sketch = emit(task.exporter, rounded, plan, settle_weights_(rounded), trained=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(sketch)
@@ -185,7 +187,7 @@ def _recover(
 ) -> TrainingReport | None:
     plan = request.plan
     if not plan.trains:
-        quantize_weights_(network, plan.weight_bits)
+        quantize_weights_(network, plan.weight_bits, plan.levels)
         return None
     outcome = finetune_(
         network,
@@ -196,6 +198,7 @@ def _recover(
         damage=damage,
         distill=plan.distill,
         weight_bits=plan.weight_bits,
+        levels=plan.levels,
         quantize_from=_ROUNDING_FROM if request.parent is None else _CONTINUE_ROUNDING_FROM,
         seed=task.source.config.search.seed,
         seen=request.seen,

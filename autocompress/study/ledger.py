@@ -139,7 +139,11 @@ class Ledger:
         measured = record.measurement
         if measured is None:
             return []
-        known = {"size": float(measured.size_bytes), "latency": measured.latency.latency_ms}
+        known = {
+            "size": float(measured.size_bytes),
+            "compressed": float(measured.compressed_bytes),
+            "latency": measured.latency.latency_ms,
+        }
         return [known[name] for name in self._objectives if name in known]
 
     def _attributes(self, record: TrialRecord) -> dict[str, object]:

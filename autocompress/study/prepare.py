@@ -31,6 +31,7 @@ from autocompress.export.artifact import Exporter, emit, make_exporter
 from autocompress.measure.device import Device, device_lock
 from autocompress.measure.local import LocalDevice
 from autocompress.measure.machine import cores
+from autocompress.measure.size import compressed_bytes
 from autocompress.measure.quality import Metric, Quality, drop, metric_for, predict
 from autocompress.plan import CompressionPlan, DistillPlan, Importance
 from autocompress.records import Baseline, ModelFacts
@@ -364,6 +365,7 @@ def _measure_baseline(task: Task) -> Baseline:
         val_ci=val.ci,
         test=None,
         size_bytes=path.stat().st_size,
+        compressed_bytes=compressed_bytes(path.read_bytes()),
         latency_ms=latency.latency_ms / latency.ratio,
         params=sum(p.numel() for p in task.model.parameters()),
         macs=count_macs(task.model, task.example),

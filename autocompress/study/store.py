@@ -35,9 +35,12 @@ FRONT_QUERY = (
 )
 
 
+_COMPRESSED_QUERY = FRONT_QUERY.replace("size_bytes", "json_extract(record, '$.measurement.compressed_bytes')")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontRows:
-    """Complete trials as columns of one length, in the order of the trial numbers."""
+    """Complete trials as columns of one length, in the order of the trial numbers; bytes as they were asked for."""
 
     trial: NDArray[np.int64]
     val: NDArray[np.float64]
@@ -319,15 +322,19 @@ class StudyStore:
             self._study_row(connection, name)
             return {TrialState(row["state"]): row["trials"] for row in connection.execute(query, (name,))}
 
-    def front_rows(self, name: str) -> FrontRows:
-        """What a front is computed from: number, metric, bytes and milliseconds of the complete trials."""
+    def front_rows(self, name: str, *, compressed: bool = False) -> FrontRows:
+        """What a front is computed from: number, metric, bytes and milliseconds of the complete trials.
+
+        Args:
+            compressed: take the bytes of the zipped file; they stand in the records, which takes longer to read.
+        """
         import numpy as np
 
         with self._database.read() as connection:
             self._study_row(connection, name)
             cursor = connection.cursor()
             cursor.row_factory = None  # plain tuples: named rows would take longer than the query
-            cursor.execute(FRONT_QUERY, (name,))
+            cursor.execute(_COMPRESSED_QUERY if compressed else FRONT_QUERY, (name,))
             rows = np.fromiter(cursor, dtype="i8,f8,i8,f8")
         return FrontRows(trial=rows["f0"], val=rows["f1"], size_bytes=rows["f2"], latency_ms=rows["f3"])
 

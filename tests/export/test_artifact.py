@@ -53,7 +53,7 @@ def exporter(dense):
 
 
 def _rounded(model, plan):
-    network = quantize_weights_(copy.deepcopy(model), plan.weight_bits)
+    network = quantize_weights_(copy.deepcopy(model), plan.weight_bits, plan.levels)
     return network, settle_weights_(network)
 
 
@@ -61,10 +61,17 @@ def _run(data: bytes, x: Tensor) -> np.ndarray:
     return ort.InferenceSession(data).run(None, {"input": x.numpy()})[0]
 
 
+FORMATS = [
+    *((bits, "uniform") for bits in (1, 2, 3, 4, 8)),
+    *((bits, "codebook") for bits in (2, 4, 5)),
+    (3, "power_of_two"),
+]
+
+
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8, 16, 32])
-def test_a_float_file_computes_what_torch_computes(exporter, dense, bits, batch):
-    plan = CompressionPlan(weight_bits=dict.fromkeys(LAYERS, bits))
+@pytest.mark.parametrize(("bits", "levels"), [*FORMATS, (16, "uniform"), (32, "uniform")])
+def test_a_float_file_computes_what_torch_computes(exporter, dense, bits, levels, batch):
+    plan = CompressionPlan(weight_bits=dict.fromkeys(LAYERS, bits), levels=levels)
     network, integers = _rounded(dense, plan)
     data = emit(exporter, network, plan, integers, trained=True)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
@@ -74,8 +81,8 @@ def test_a_float_file_computes_what_torch_computes(exporter, dense, bits, batch)
         assert np.allclose(_run(data, x), network(x).detach().numpy(), atol=tolerance)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_the_integers_in_the_uint8_file_are_those_of_torch(exporter, dense, bits, monkeypatch):
+@pytest.mark.parametrize(("bits", "levels"), FORMATS)
+def test_the_integers_in_the_uint8_file_are_those_of_torch(exporter, dense, bits, levels, monkeypatch):
     written = {}
     original = artifact_module.pack_integer
 
@@ -85,7 +92,7 @@ def test_the_integers_in_the_uint8_file_are_those_of_torch(exporter, dense, bits
         return original(model, weights)
 
     monkeypatch.setattr(artifact_module, "pack_integer", spy)
-    plan = CompressionPlan(weight_bits=dict.fromkeys(LAYERS, bits), activations="uint8")
+    plan = CompressionPlan(weight_bits=dict.fromkeys(LAYERS, bits), activations="uint8", levels=levels)
     network, settled = _rounded(dense, plan)
     emit(exporter, network, plan, settled, trained=True)
     _, integers = fold(network, exporter.pairs, settled)
@@ -104,9 +111,11 @@ def _ops_after_loading(data: bytes, tmp_path) -> list[str]:
     return [n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node]
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_the_runtime_runs_integer_kernels_and_unpacks_nothing_at_every_inference(exporter, dense, bits, tmp_path):
-    plan = CompressionPlan(weight_bits=dict.fromkeys(LAYERS, bits), activations="uint8")
+@pytest.mark.parametrize(("bits", "levels"), FORMATS)
+def test_the_runtime_runs_integer_kernels_and_unpacks_nothing_at_every_inference(
+    exporter, dense, bits, levels, tmp_path
+):
+    plan = CompressionPlan(weight_bits=dict.fromkeys(LAYERS, bits), activations="uint8", levels=levels)
     network, integers = _rounded(dense, plan)
     ops = _ops_after_loading(emit(exporter, network, plan, integers, trained=True), tmp_path)
     assert ops.count("QLinearConv") == 2

@@ -20,7 +20,7 @@ def _integers(bits, shape=None):
     return arrays.arrays(np.int8, shapes, elements=st.integers(-limit, limit - 1))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
 def test_packing_and_unpacking_gives_back_the_integers(bits):
     @given(_integers(bits))
     def check(integers):
@@ -51,7 +51,7 @@ def _run(model: bytes, x: np.ndarray) -> np.ndarray:
     return ort.InferenceSession(model).run(None, {"input": x})[0]
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (5, 7), (2, 3, 3, 3), (22, 1)])
 def test_the_runtime_unfolds_the_same_weights(bits, shape):
     limit = 2 ** (bits - 1) - 1
@@ -61,6 +61,21 @@ def test_the_runtime_unfolds_the_same_weights(bits, shape):
     model = _adding(shape)
     packed = PackedWeight(name="w", integers=integers, axis=0, scale=scale, bits=bits)
     data = to_bytes(tidy(pack_float(model, [packed], [])))
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    wanted = integers * scale.reshape(-1, *[1] * (len(shape) - 1))
+    assert np.array_equal(_run(data, np.zeros(shape, np.float32)), wanted)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (2, 3, 3, 3)])
+def test_the_runtime_looks_weights_up_in_their_table(bits, shape):
+    generator = np.random.default_rng(bits)
+    half = np.sort(generator.choice(np.arange(1, 128), 2 ** (bits - 1), replace=False))
+    table = np.concatenate([-half[::-1], half]).astype(np.int8)
+    integers = generator.choice(table, shape).astype(np.int8)
+    scale = generator.uniform(0.5, 2, shape[0]).astype(np.float32)
+    packed = PackedWeight(name="w", integers=integers, axis=0, scale=scale, bits=bits, table=table)
+    data = to_bytes(tidy(pack_float(_adding(shape), [packed], [])))
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     wanted = integers * scale.reshape(-1, *[1] * (len(shape) - 1))
     assert np.array_equal(_run(data, np.zeros(shape, np.float32)), wanted)

@@ -18,6 +18,18 @@ def test_channels_count_in_whole_vectors():
     assert in_vectors(np.array([1.0, 8.0, 12.0, 16.0])).tolist() == [8, 8, 16, 16]
 
 
+def test_zipped_bytes_are_a_learned_share_of_the_weights_bytes(chain, chain_options):
+    """A file whose weights shrink to 0.7 beside 2,000 bytes that do not depend on them."""
+    model, exact = SizeModel(chain_options, zipped=True), SizeModel(chain_options)
+    plans = chain_options.encode([chain.decode({f"weight_bits/{n}": b for n in "abc"}) for b in (8, 4, 2, 8, 4, 2)])
+    weights = exact.predict(plans) - 6000.0  # what a graph is first believed to take
+    for row in range(5):
+        one = plans.take(np.array([row]))
+        model.observe(one, 0.7 * weights[row : row + 1] + 2000.0)
+    last = plans.take(np.array([5]))
+    assert model.predict(last)[0] == pytest.approx(0.7 * weights[5] + 2000.0, rel=0.06)
+
+
 def test_size_is_exact_after_one_file_of_its_kind(chain, chain_options):
     """Layer a alone: 27 x 32 weights, 32 scales and 32 biases."""
     model = SizeModel(chain_options)

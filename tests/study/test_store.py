@@ -302,6 +302,13 @@ def test_front_rows_hold_complete_trials_only_in_order(store):
     assert rows.trial.dtype == np.int64
 
 
+def test_front_rows_may_be_of_the_zipped_files(store):
+    store.create(make_study())
+    store.add_trial("digits", make_trial(3))
+    assert store.front_rows("digits").size_bytes.tolist() == [1003]
+    assert store.front_rows("digits", compressed=True).size_bytes.tolist() == [900]
+
+
 def test_front_rows_of_twenty_thousand_trials_take_far_less_than_a_second(store):
     store.create(make_study())
     assert len(store.front_rows("digits").trial) == 0
