@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from autocompress.errors import UsageError
-from autocompress.plan import Activations, Importance, Levels
+from autocompress.plan import Activations, Importance, Levels, SparsityKind
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d)?\s*")
 _DURATION_S = {"s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -57,6 +57,8 @@ def parse_size(value: Any) -> int | None:
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 Size = Annotated[int | None, BeforeValidator(parse_size)]
 
 
@@ -74,6 +76,23 @@ class ModelConfig(Table):
     weights: str | None = Field(None, description="safetensors, or a state-dict .pt; omitted: the teacher is trained")
     epochs: int = Field(8, ge=1, description="epochs for training the teacher when no weights are given")
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate for training the teacher")
+
+
+class TeacherNetwork(Table):
+    """One of `[teacher]` networks."""
+
+    factory: str = Field(description='"package.module:function" returning an nn.Module, or a built-in network')
+    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
+    weights: str = Field(description="safetensors, or a state-dict .pt")
+
+
+class TeacherConfig(Table):
+    """`[teacher]`: who teaches the compressed networks, if it is not the model itself."""
+
+    networks: tuple[TeacherNetwork, ...] = Field(
+        (), description='[{ factory = "...", weights = "..." }]: trained networks with the outputs of the model'
+    )
+    with_model: bool = Field(False, description="the model teaches along with them; several teach their mean")
 
 
 class DataConfig(Table):
@@ -135,9 +154,24 @@ class SpaceConfig(Table):
     levels: tuple[Levels, ...] = Field(
         ("uniform",), min_length=1, description="of weights with 2 to 6 bits: uniform, codebook (k-means), power_of_two"
     )
+    sparsity: tuple[Share, ...] = Field(
+        (0.0,), min_length=1, description="shares of single weights that are zeroed; only a zipped file gets smaller"
+    )
+    sparsity_kind: tuple[SparsityKind, ...] = Field(
+        ("magnitude",), min_length=1, description="how they are chosen: magnitude, fisher, or the pattern 2:4 or 1:4"
+    )
     importance: tuple[Importance, ...] = Field(("l1",), min_length=1)
     temperature: tuple[float, ...] = Field((4.0, 2.0, 8.0), min_length=1, description="distillation temperatures")
     distill_weight: tuple[float, ...] = Field((0.9,), min_length=1, description="weights of the soft targets")
+    hints: tuple[NotNegative, ...] = Field(
+        (0.0,), min_length=1, description="weights of hints from inside the teacher; 0: none"
+    )
+    attention: tuple[NotNegative, ...] = Field(
+        (0.0,), min_length=1, description="weights of attention transfer; 0: none"
+    )
+    mean_teacher: tuple[NotNegative, ...] = Field(
+        (0.0,), min_length=1, description="weights of a running average of the student as a second teacher; 0: none"
+    )
     learning_rate: tuple[float, ...] = Field(
         (4e-3, 2e-3), min_length=1, description="peak learning rates of the recovery"
     )
@@ -151,8 +185,7 @@ class SearchConfig(Table):
     budget: Duration = Field("10m", description="wall-clock for everything: 90s, 10m, 2h")  # type: ignore[assignment]
     objectives: tuple[Literal["accuracy", "size", "compressed", "latency"], ...] = Field(
         ("accuracy", "size", "latency"),
-        description="what the front is over; accuracy stands for the task's metric, and compressed, in the place of size, "
-        "for the bytes of the zipped file",
+        description="what the front is over; accuracy is the task's metric, compressed, instead of size, a zipped file",
     )
     sampler: Literal["front", "knobs", "gp", "tpe", "nsga2", "random", "sweep"] = Field(
         "front", description="what proposes plans after the anchors; sweep: nothing does"
@@ -192,6 +225,7 @@ class StudyConfig(Table):
 
     name: str = ""
     model: ModelConfig = ModelConfig()
+    teacher: TeacherConfig = TeacherConfig()
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()
     device: DeviceConfig = DeviceConfig()

@@ -16,24 +16,45 @@ from typing import Any, Literal, get_args
 WEIGHT_BITS = (1, 2, 3, 4, 5, 6, 8, 16, 32)
 Activations = Literal["float", "uint8"]
 Importance = Literal["l1", "l2", "taylor", "fisher", "activation", "bn_scale", "random"]
+SparsityKind = Literal["magnitude", "fisher", "2:4", "1:4"]
 Levels = Literal["uniform", "codebook", "power_of_two"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activations)
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 LEVELS: tuple[str, ...] = get_args(Levels)
+SPARSITY_KINDS: tuple[str, ...] = get_args(SparsityKind)
+
+
+# What decides the values in a file, but neither its bytes nor its latency.
+_RECOVERY = ("importance", "distill", "learning_rate", "sparsity", "sparsity_kind")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillPlan:
-    """Soft targets: `temperature` above 0, `weight` in [0, 1] of the soft term in the loss."""
+    """Soft targets: `temperature` above 0, `weight` in [0, 1] of the soft term in the loss.
+
+    Beside them, each 0 for without: `hints` and `attention` weigh what is compared inside of the network,
+    `mean_teacher` a running average of the student as a second teacher.
+    """
 
     temperature: float = 4.0
     weight: float = 0.9
+    hints: float = 0.0
+    attention: float = 0.0
+    mean_teacher: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"distill temperature must be above 0, got {self.temperature}; usual values are 1 to 8")
         if not 0 <= self.weight <= 1:
             raise ValueError(f"distill weight must be in [0, 1], got {self.weight}; 0 trains on the labels alone")
+        for name in ("hints", "attention", "mean_teacher"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise ValueError(f"distill {name} must be 0 or more, got {value}; 0 leaves it out")
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain JSON values; what is left out is not named."""
+        extra = {name: getattr(self, name) for name in ("hints", "attention", "mean_teacher")}
+        return {"temperature": self.temperature, "weight": self.weight} | {n: v for n, v in extra.items() if v}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +70,8 @@ class CompressionPlan:
         learning_rate: peak learning rate of the recovery, above 0; a network that was hurt less is trained at less.
         removed_blocks: names of whole residual blocks that are left out; kept sorted, each once. What is inside of
             one need not be named elsewhere in the plan, and `SearchSpace` never does.
+        sparsity: share of single weights that are zero, 0 <= share < 1; it makes the zipped file smaller.
+        sparsity_kind: how they are chosen; "2:4" keeps two of every four inputs, whatever a share above 0 says.
         levels: which values the weights of layers with 2 to 6 bits may take; at 1 bit there are only two.
     """
 
@@ -60,6 +83,8 @@ class CompressionPlan:
     learning_rate: float = 2e-3
     removed_blocks: tuple[str, ...] = ()
     levels: Levels = "uniform"
+    sparsity: float = 0.0
+    sparsity_kind: SparsityKind = "magnitude"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "removed_blocks", _block_names(self.removed_blocks))
@@ -77,14 +102,18 @@ class CompressionPlan:
             raise ValueError(f"importance must be one of {IMPORTANCES}, got {self.importance!r}")
         if self.levels not in LEVELS:
             raise ValueError(f"levels must be one of {LEVELS}, got {self.levels!r}")
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}; 1.0 would leave no weight")
+        if self.sparsity_kind not in SPARSITY_KINDS:
+            raise ValueError(f"sparsity_kind must be one of {SPARSITY_KINDS}, got {self.sparsity_kind!r}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}; usual values are 1e-4 to 1e-2")
 
     @property
     def trains(self) -> bool:
-        """Whether recovery can help: something was removed, or some weights have fewer than 8 bits."""
+        """Whether recovery can help: something was removed or zeroed, or some weights have fewer than 8 bits."""
         removed = bool(self.removed_blocks) or any(r > 0 for r in self.prune_ratio.values())
-        return removed or any(b < 8 for b in self.weight_bits.values())
+        return removed or self.sparsity > 0 or any(b < 8 for b in self.weight_bits.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` gives back an equal plan."""
@@ -93,10 +122,12 @@ class CompressionPlan:
             "weight_bits": dict(sorted(self.weight_bits.items())),
             "activations": self.activations,
             "importance": self.importance,
-            "distill": {"temperature": self.distill.temperature, "weight": self.distill.weight},
+            "distill": self.distill.to_dict(),
             "learning_rate": self.learning_rate,
             "removed_blocks": list(self.removed_blocks),
             "levels": self.levels,
+            "sparsity": self.sparsity,
+            "sparsity_kind": self.sparsity_kind,
         }
 
     @classmethod
@@ -129,7 +160,7 @@ class CompressionPlan:
         if self.structure_key() != other.structure_key():
             return False
         mine, theirs = self.to_dict(), other.to_dict()
-        return not self.trains or all(mine[key] == theirs[key] for key in ("importance", "distill", "learning_rate"))
+        return not self.trains or all(mine[key] == theirs[key] for key in _RECOVERY)
 
     def compresses_at_least(self, other: CompressionPlan) -> bool:
         """Whether this plan removes and rounds at least as much as `other` in every block, group and layer.
@@ -140,6 +171,7 @@ class CompressionPlan:
         layers = {n for n in {*self.weight_bits, *other.weight_bits} if not self._removes(n)}
         return (
             self.levels == other.levels
+            and self.sparsity >= other.sparsity
             and set(self.removed_blocks) >= set(other.removed_blocks)
             and all(self.prune_ratio.get(g, 0.0) >= other.prune_ratio.get(g, 0.0) for g in groups)
             and all(self.weight_bits.get(n, 32) <= other.weight_bits.get(n, 32) for n in layers)
@@ -149,6 +181,12 @@ class CompressionPlan:
     def _removes(self, name: str) -> bool:
         """Whether a layer of this name is inside of a removed block."""
         return any(_is_inside(name, block) for block in self.removed_blocks)
+
+
+def kept_of(kind: SparsityKind) -> tuple[int, int]:
+    """(2, 4) of "2:4"."""
+    kept, _, of = kind.partition(":")
+    return int(kept), int(of)
 
 
 def _block_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from typing import Any, Self
 
 from autocompress.plan import CompressionPlan
 
-
 OBJECTIVES = ("accuracy", "size", "latency")  # of a study that does not say
 
 

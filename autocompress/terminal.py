@@ -228,7 +228,15 @@ def print_front(study: StudyRecord, front: Sequence[FrontPoint], *, stream: Text
     wide = console.width >= _WIDE  # else two-line heads, and the files are told below the table
     name = metric_name(base.metric) + (" " if wide else "\n")
     zipped = ["zipped"] if "compressed" in study.objectives else []
-    columns = ["trial", f"{name}val", *([f"{name}test"] if has_test else []), "size", *zipped, "latency", "what was won"]
+    columns = [
+        "trial",
+        f"{name}val",
+        *([f"{name}test"] if has_test else []),
+        "size",
+        *zipped,
+        "latency",
+        "what was won",
+    ]
     table = _table(*columns, *(["artifact"] if wide else []))
     for point in front:
         test = [_metric(point.test)] if has_test else []

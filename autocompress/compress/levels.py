@@ -50,7 +50,7 @@ def fit_levels(weight: Tensor, bits: int, levels: Levels, *, zero: bool = False)
 def nearest(steps: Tensor, magnitudes: Tensor) -> Tensor:
     """The value of the table next to each step; 0 counts as positive where the table has no zero."""
     borders = (magnitudes[1:] + magnitudes[:-1]) / 2
-    found = magnitudes[torch.bucketize(steps.abs(), borders)]
+    found = magnitudes[torch.bucketize(steps.abs().contiguous(), borders)]
     return torch.where(steps < 0, -found, found)
 
 
@@ -70,7 +70,8 @@ def refit(steps: Tensor, magnitudes: Tensor) -> Tensor:
 
 def table_of(magnitudes: Tensor) -> Tensor:
     """All values, int8, rising: of magnitudes [0, 3, 127] they are -127, -3, 0, 3, 127."""
-    return torch.cat([-magnitudes, magnitudes]).unique().to(torch.int8)
+    values: Tensor = torch.unique(torch.cat([-magnitudes, magnitudes]))
+    return values.to(torch.int8)
 
 
 def _kmeans(sizes: Tensor, count: int, *, zero: bool) -> Tensor:
@@ -104,4 +105,5 @@ def _search_scale(flat: Tensor, size: Tensor, magnitudes: Tensor) -> Tensor:
 def _whole(magnitudes: Tensor) -> Tensor:
     """Rounded to whole numbers, equal ones merged; 0 only where it is asked for exactly."""
     rounded = torch.where(magnitudes > 0, magnitudes.round().clamp(1, _TOP), torch.zeros_like(magnitudes))
-    return rounded.unique()
+    distinct: Tensor = torch.unique(rounded)
+    return distinct

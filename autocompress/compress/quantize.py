@@ -20,11 +20,12 @@ from torch.nn.utils import parametrize
 
 from autocompress.compress.drop import is_dropped
 from autocompress.compress.levels import fit_levels, has_table, nearest, refit, table_of
+from autocompress.compress.sparsify import Mask
 from autocompress.plan import Levels
 
 _SMALLEST = 1e-18
 _REFRESH = 16  # steps of the training between two fits of a codebook
-_OF_ROUNDING = re.compile(r"parametrizations\.weight\.\d+\.")
+_OF_PARAMETRIZATION = re.compile(r"parametrizations\.weight\.\d+\.")
 _CLIP_SHARES = torch.linspace(0.3, 1.0, 36)
 
 
@@ -142,22 +143,28 @@ def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int], levels: 
         if bits <= 8:
             layer = modules[name]
             _refuse_infinite(name, layer.weight)
-            parametrize.register_parametrization(layer, "weight", FakeQuantize(layer.weight, bits, levels))
+            parametrize.register_parametrization(
+                layer, "weight", FakeQuantize(layer.weight, bits, levels, zero=_has_mask(layer))
+            )
     return model
 
 
 def float_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under their plain names, with the float weights behind any rounding."""
+    """Parameters and buffers under their plain names, with the float weights behind any rounding; zeros are zeros."""
     state = {}
     for name, tensor in model.state_dict().items():
-        if _OF_ROUNDING.search(name):
+        if _OF_PARAMETRIZATION.search(name):
             continue
         state[name.replace("parametrizations.weight.original", "weight")] = tensor.detach().contiguous().clone()
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            for step in _masks(module):
+                state[f"{name}.weight" if name else "weight"].mul_(step.mask)
     return state
 
 
 def settle_weights_(model: nn.Module) -> dict[str, QuantizedWeight]:
-    """Replace every quantized weight by the float values it stands for, in place, and return the integers.
+    """Replace every quantized or masked weight by the values it stands for, in place, and return the integers.
 
     Raises:
         ValueError: a weight is not finite.
@@ -166,18 +173,31 @@ def settle_weights_(model: nn.Module) -> dict[str, QuantizedWeight]:
     for name, module in model.named_modules():
         if not parametrize.is_parametrized(module, "weight"):
             continue
-        rounding: Any = module.parametrizations.weight
-        fake = rounding[0]
-        if not isinstance(fake, FakeQuantize):
+        chain: Any = module.parametrizations.weight
+        _refuse_infinite(name, chain.original)
+        value = chain.original.detach()
+        for step in _masks(module):
+            value = value * step.mask
+        fake = next((step for step in chain if isinstance(step, FakeQuantize)), None)
+        if fake is not None:
+            settled[name] = fake.quantize(value)
+            _refuse_infinite(name, settled[name].scale)
+            value = settled[name].dequantize()
+        elif not _has_mask(module):
             continue
-        quantized = fake.quantize(rounding.original.detach())
-        _refuse_infinite(name, quantized.scale)
-        _refuse_infinite(name, rounding.original)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         with torch.no_grad():
-            module.weight.copy_(quantized.dequantize())
-        settled[name] = quantized
+            module.weight.copy_(value)
     return settled
+
+
+def _masks(module: Any) -> list[Mask]:
+    chain = module.parametrizations.weight if parametrize.is_parametrized(module, "weight") else ()
+    return [step for step in chain if isinstance(step, Mask)]
+
+
+def _has_mask(module: Any) -> bool:
+    return bool(_masks(module))
 
 
 def _refuse_infinite(name: str, values: object) -> None:

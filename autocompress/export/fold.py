@@ -22,6 +22,8 @@ from autocompress.compress.quantize import QuantizedWeight
 from autocompress.space.layers import CONVS
 from autocompress.space.watch import watched
 
+_NOTHING = 1e-12  # scale of a channel that is multiplied by zero
+
 Pairs = tuple[tuple[str, str], ...]
 
 
@@ -82,6 +84,7 @@ def fold(
         replace_module_(folded, norm_name, nn.Identity())
         if layer_name in integers:
             integers[layer_name] = _rescale(integers[layer_name], norm)
+            _fill_gone_(layer, integers[layer_name])
     return folded, integers
 
 
@@ -97,8 +100,21 @@ def _rescale(quantized: QuantizedWeight, norm: Any) -> QuantizedWeight:
         gain = (norm.running_var + norm.eps).rsqrt()
         factor = gain if norm.weight is None else gain * norm.weight
         sign = factor.sign().to(torch.int8).reshape(-1, *[1] * (quantized.integers.ndim - 1))
-        scale = torch.where(factor == 0, torch.ones_like(factor), quantized.scale * factor.abs())
+        gone = factor == 0
+        if quantized.table is None:
+            scale = torch.where(gone, torch.ones_like(factor), quantized.scale * factor.abs())
+        else:  # the table may have no zero
+            sign = torch.where(sign == 0, torch.ones_like(sign), sign)
+            scale = torch.where(gone, torch.full_like(factor, _NOTHING), quantized.scale * factor.abs())
         return replace(quantized, integers=quantized.integers * sign, scale=scale)
+
+
+@torch.no_grad()
+def _fill_gone_(layer: Any, quantized: QuantizedWeight) -> None:
+    """Channels that were multiplied by zero get what their integers say, which is next to nothing."""
+    gone = quantized.scale == _NOTHING
+    if quantized.table is not None and gone.any():
+        layer.weight[gone] = quantized.dequantize()[gone]
 
 
 def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:

@@ -1,9 +1,10 @@
 """Stores each weight in the bits it needs, in a form the runtime unfolds once, when it loads the file.
 
-Integers are kept in 1 to 6 or 8 bits, or as places in a table of those that occur, and unpacked by a few nodes that depend on constants alone,
-so ONNX Runtime folds them at load and runs the same float or int8 kernels as for an unpacked file.
-(A bare int4 DequantizeLinear would be executed at every inference.) The nodes are written once as
-ONNX functions; a layer costs one call. Names and repeated constants are bytes too and are shortened.
+Integers are kept in 1 to 6 or 8 bits, or as places in a table of those that occur, and unpacked by a few nodes
+that depend on constants alone, so ONNX Runtime folds them at load and runs the same float or int8 kernels
+as for an unpacked file. (A bare int4 DequantizeLinear would be executed at every inference.) The nodes
+are written once as ONNX functions; a layer costs one call. Names and repeated constants are bytes too and
+are shortened.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def pack_words(integers: np.ndarray, bits: int) -> np.ndarray:
 def pack_fields(numbers: np.ndarray, bits: int) -> np.ndarray:
     """The same for numbers in [0, 2^bits), which are stored as they are."""
     per_word = _WORD_BITS // bits
-    fields = numbers.reshape(-1).astype(np.uint64)
-    fields = np.pad(fields, (0, -len(fields) % per_word)).reshape(-1, per_word)
+    flat = numbers.reshape(-1).astype(np.uint64)
+    fields = np.pad(flat, (0, -len(flat) % per_word)).reshape(-1, per_word)
     shifts = np.arange(per_word, dtype=np.uint64) * np.uint64(bits)
     words: np.ndarray = np.bitwise_or.reduce(fields << shifts, axis=1)
     return words

@@ -63,13 +63,16 @@ def plan_lines(plan: CompressionPlan) -> list[str]:
         parts = ", ".join(f"{bits} bits in {_count(counts[bits], 'layer')}" for bits in sorted(counts))
         kind = "" if plan.levels == "uniform" else f", {plan.levels.replace('_', ' ')} levels"
         lines.append(f"weights: {parts}{kind}")
+    if plan.sparsity > 0:
+        lines.append(f"zeroed: {plan.sparsity:.0%} of the single weights ({plan.sparsity_kind})")
     if plan.activations != "float":
         lines.append(f"activations: {plan.activations}")
     if not lines:
         lines.append("dense: nothing pruned, float weights")
     if plan.trains:
         distill = plan.distill
-        lines.append(f"distilled: temperature {distill.temperature:g}, weight {distill.weight:g}")
+        parts = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in distill.to_dict().items())
+        lines.append(f"distilled: {parts}")
         lines.append(f"learning rate: {plan.learning_rate:g}")
     return lines
 

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.quantize import FakeQuantize, quantize_weights_
+from autocompress.compress.sparsify import Sparsifier, Sparsity
 from autocompress.plan import DistillPlan, Levels
+from autocompress.recover.companions import Companion
 from autocompress.recover.damage import rate_share
 from autocompress.recover.data import Augment, augment, batches
 from autocompress.recover.distill import recovery_loss
@@ -128,6 +130,8 @@ def finetune_(
     seed: int = 0,
     seen: int = 0,
     steps: int | None = None,
+    sparsity: Sparsity | None = None,
+    companions: Sequence[Companion] = (),
     on_step: Callable[[float], None] = lambda share: None,
 ) -> TrainingReport:
     """Train `model` in place and leave it in eval mode on the CPU, weights quantized by parametrizations.
@@ -141,13 +145,19 @@ def finetune_(
         levels: that rounding leaves, as in the plan.
         quantize_from: share of the training after which rounding sets in, in [0, 1).
         steps: end after so many steps if that comes first; infinite `seconds` count steps alone.
+        sparsity: weights to zero on the way.
+        companions: add terms to the loss of each step.
         on_step: called with the share that is done; what it raises ends the training.
     """
     bits = dict(weight_bits or {})
     low_bits = {n: b for n, b in bits.items() if b < 8}
     model.train().to(trainer.device)
+    sparsifier = Sparsifier(model, sparsity) if sparsity else None
     layouts = _Layouts(model)
     optimizer = Muon(model.parameters(), lr=learning_rate, weight_decay=1e-4)
+    for own in (list(c.parameters()) for c in companions):
+        if own:
+            optimizer.add_param_group({"params": own, "lr": learning_rate, "weight_decay": 0.0})
     clock = _Clock(seconds=seconds, steps=steps)
     curve: list[tuple[float, float]] = []
     finite, rounding = True, False
@@ -163,13 +173,17 @@ def finetune_(
                         break
                     _start_rounding_(model, low_bits, levels, optimizer, rate)
                     rounding = True
+                if sparsifier:
+                    sparsifier.step(share)
                 if clock.count == _TIMED:
                     rate = learning_rate * rate_share(damage, clock.expected())
                 for group in optimizer.param_groups:
                     group["lr"] = rate * _schedule(share)
                 inputs, targets, soft = source.batch(*next(order))
                 with layouts.choosing():
-                    loss = _step(model, optimizer, inputs, targets, soft, trainer=trainer, distill=distill)
+                    loss = _step(
+                        model, optimizer, inputs, targets, soft, trainer=trainer, distill=distill, companions=companions
+                    )
                 finite = math.isfinite(loss)
                 clock.count += 1
                 curve.append((clock.elapsed(), loss))
@@ -177,6 +191,8 @@ def finetune_(
                 share = clock.share()
     model.eval().to(torch.device("cpu")).to(memory_format=torch.contiguous_format)
     finite = finite and _has_finite_weights(model)  # the loss is that of the weights before the last step
+    if finite and sparsifier:
+        sparsifier.choose_()
     if finite:
         quantize_weights_(model, bits if not rounding else {n: b for n, b in bits.items() if b >= 8}, levels)
     return TrainingReport(
@@ -250,16 +266,23 @@ def _step(
     *,
     trainer: Trainer,
     distill: DistillPlan,
+    companions: Sequence[Companion] = (),
 ) -> float:
     outputs = _forward(model, inputs, trainer).float()
     soft = None if soft is None else soft.to(trainer.device)
     loss = recovery_loss(
         outputs, targets.to(trainer.device), soft, temperature=distill.temperature, weight=distill.weight
     )
+    if companions:
+        moved = tuple(t.to(trainer.device) for t in inputs)
+        with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bf16):
+            loss = loss + torch.stack([c.loss(moved, outputs) for c in companions]).sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), 5.0)
     optimizer.step()
+    for companion in companions:
+        companion.after_step(model)
     return float(loss.detach())
 
 

@@ -33,34 +33,42 @@ class SizeModel:
     """
 
     def __init__(self, options: Options, *, zipped: bool = False) -> None:
-        self._options, self._zipped = options, zipped
-        self._shrink = LinearBelief(np.array([_ZIPPED, 0.0]), np.array([_ZIPPED_SD, _GRAPH_BYTES]))
+        self._options = options
+        graph = [_GRAPH_BYTES] * len(ACTIVATIONS)
+        belief = LinearBelief(np.array([_ZIPPED, *graph]), np.array([_ZIPPED_SD, *graph]))
+        self._zipped = belief if zipped else None
         self._extra: dict[int, list[float]] = {}
 
     def predict(self, candidates: Candidates) -> Floats:
         """Bytes, [n]."""
+        if self._zipped:
+            return self._zipped.mean_of(self._features(candidates))
         known = np.array([np.mean(self._extra.get(k, self._any())) for k in range(len(ACTIVATIONS))])
-        total: Floats = self._stored(candidates) + known[candidates.activations]
+        total: Floats = self._weights(candidates) + known[candidates.activations]
         return total
 
     def observe(self, candidates: Candidates, size_bytes: Floats) -> None:
         """Learn what the graph takes from files of known size, [n]."""
         if self._zipped:
-            for weights, size in zip(self._weights(candidates).tolist(), size_bytes.tolist(), strict=True):
-                self._shrink.observe(np.array([weights, 1.0]), size, _ZIPPED_NOISE * size)
-        rest = size_bytes - self._stored(candidates)
+            for row, size in zip(self._features(candidates), size_bytes.tolist(), strict=True):
+                self._zipped.observe(row, size, _ZIPPED_NOISE * size)
+            return
+        rest = size_bytes - self._weights(candidates)
         for kind, extra in zip(candidates.activations.tolist(), rest.tolist(), strict=True):
             self._extra.setdefault(kind, []).append(extra)
             del self._extra[kind][:-_LAST]
 
-    def _stored(self, candidates: Candidates) -> Floats:
-        weights = self._weights(candidates)
-        return weights * float(self._shrink.mean[0]) if self._zipped else weights
+    def _features(self, candidates: Candidates) -> Floats:
+        """Bytes of the weights, and 1 in the column of the activations, [n, 1 + kinds]."""
+        columns = candidates.activations[:, None] == np.arange(len(ACTIVATIONS))
+        return np.concatenate([self._weights(candidates)[:, None], columns], axis=1)
 
     def _weights(self, candidates: Candidates) -> Floats:
         outputs, inputs = self._options.shapes(candidates.width)
         bits = self._options.bits[candidates.bits]
         weights = stored_bytes(outputs * inputs * self._options.taps, bits)
+        if self._zipped:
+            weights = weights * zipped_share(candidates.zeroed[:, None], bits)
         left = self._options.layers_left(candidates.removed)
         total: Floats = (left * (weights + 4 * outputs * (1 + (bits <= 8)))).sum(1)
         return total
@@ -75,6 +83,18 @@ def stored_bytes(count: Floats, bits: np.ndarray) -> Floats:
     for width, per_word in _WORD.items():
         plain = np.where(bits == width, 8 * np.ceil(count / per_word), plain)
     return plain
+
+
+def zipped_share(zeroed: Floats, bits: np.ndarray) -> Floats:
+    """Bytes of weights with so many zeros over those without, zipped: about what their entropy says.
+
+    Half of 4-bit weights zero: one bit to say which, and half of the 4 bits less a little, is 0.76 of before.
+    """
+    s = np.clip(zeroed, 1e-9, 1 - 1e-9)
+    which = -(s * np.log2(s) + (1 - s) * np.log2(1 - s))
+    value = np.maximum(bits - 0.3, 0.8)
+    share: Floats = np.where(zeroed > 0, np.minimum(1.0, (which + (1 - s) * value) / value), 1.0)
+    return share
 
 
 class LatencyModel:

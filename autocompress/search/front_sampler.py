@@ -9,7 +9,7 @@ expected gain has a closed form. The sampler learns from every trial of the stud
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,11 @@ _SOLVED, _MUTATED = 24, 12  # plans per proposal
 _PAIRS = 12_000  # solver's arrays: fewer prices at once for larger networks
 _SIZE_PRICES, _LATENCY_PRICES = (1e-3, 0.3), (1e-3, 0.5)  # drop for the whole file, for the whole latency
 _RECENT = 5  # trials
-_SETTINGS = ("levels", "importance", "distill/temperature", "distill/weight", "learning_rate")
+_SETTINGS = (
+    "levels", "importance", "distill/temperature", "distill/weight", "learning_rate", "distill/hints",
+    "distill/attention", "distill/mean_teacher",
+)  # fmt: skip
+_ZEROS = 0.25  # chance of a change of the share of zeros, where that is searched
 _ORIGINAL = 0.8  # chance of the first choice for each setting of the recovery
 
 
@@ -100,7 +104,10 @@ class FrontSampler(BaseSampler):
         self._constraints = constraints or Constraints()
         self._options = Options(space)
         self._solver = Solver(self._options)
-        self._size, self._latency = SizeModel(self._options, zipped="compressed" in reference.objectives), LatencyModel(self._options)
+        self._size, self._latency = (
+            SizeModel(self._options, zipped="compressed" in reference.objectives),
+            LatencyModel(self._options),
+        )
         tables = (sensitivity or Sensitivity()).tables(self._options)
         self._damage = DamageModel(self._options, **tables, learns="surrogate" not in without)
         self._weighs = bool({"size", "compressed"} & set(reference.objectives))
@@ -241,7 +248,8 @@ class FrontSampler(BaseSampler):
             activations=kinds,
             least_bits=np.where(kinds > 0, narrow, 0),
         )
-        return self._solver.solve(prices)
+        solved = self._solver.solve(prices)
+        return replace(solved, zeroed=draw.choice(options.zeroed, count)) if len(options.zeroed) > 1 else solved
 
     def _drawn(self) -> Candidates:
         plans = []
@@ -271,6 +279,9 @@ class FrontSampler(BaseSampler):
 
     def _change_(self, one: Candidates) -> None:
         options, draw = self._options, self._random
+        if len(options.zeroed) > 1 and draw.random() < _ZEROS:
+            one.zeroed[:] = draw.choice(options.zeroed)
+            return
         what = draw.integers(6)
         if what < 2 and one.width.size:
             group = draw.integers(one.width.shape[1])
@@ -316,7 +327,8 @@ def _keys(options: Options, candidates: Candidates) -> list[bytes]:
     """What makes two plans one: what is inside of a removed block does not."""
     width = candidates.width * options.groups_left(candidates.removed)
     bits = candidates.bits * options.layers_left(candidates.removed)
-    parts = np.concatenate([width, bits, candidates.removed, candidates.activations[:, None]], axis=1)
+    zeroed = (candidates.zeroed[:, None] * 1000).round()
+    parts = np.concatenate([width, bits, candidates.removed, candidates.activations[:, None], zeroed], axis=1)
     return [row.astype(np.int16).tobytes() for row in parts]
 
 

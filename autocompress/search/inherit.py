@@ -26,7 +26,7 @@ def _contains(parent: CompressionPlan, child: CompressionPlan) -> bool:
     gone = 1.0 if child.removed_blocks else 0.0  # a group that is not named went with a block
     narrower = all(ratios.get(group, gone) >= ratio for group, ratio in parent.prune_ratio.items())
     shorter = set(parent.removed_blocks) <= set(child.removed_blocks)
-    return narrower and shorter and parent.importance == child.importance
+    return narrower and shorter and child.sparsity >= parent.sparsity and parent.importance == child.importance
 
 
 def _distance(parent: CompressionPlan, child: CompressionPlan) -> float:

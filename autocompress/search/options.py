@@ -1,4 +1,4 @@
-"""The space as arrays: a width option per group, a bits option per layer, the activations, the removed blocks.
+"""The space as arrays: widths per group, bits per layer, activations, removed blocks, and the share of zeros.
 
 Costs, solver and surrogate work on many plans at once in this form. Nothing is decided here.
 """
@@ -29,12 +29,14 @@ class Candidates:
         bits: [n, layers] option of each layer, into `Options.bits`.
         activations: [n] index into `ACTIVATIONS`.
         removed: [n, blocks], True where a block is left out.
+        zeroed: [n] share of single weights that are zero.
     """
 
     width: Ints
     bits: Ints
     activations: Ints
     removed: Flags
+    zeroed: Floats
 
     def __len__(self) -> int:
         return len(self.activations)
@@ -46,6 +48,7 @@ class Candidates:
             bits=self.bits[rows],
             activations=self.activations[rows],
             removed=self.removed[rows],
+            zeroed=self.zeroed[rows],
         )
 
 
@@ -56,6 +59,7 @@ def stack(parts: Sequence[Candidates]) -> Candidates:
         bits=np.concatenate([p.bits for p in parts]),
         activations=np.concatenate([p.activations for p in parts]),
         removed=np.concatenate([p.removed for p in parts]),
+        zeroed=np.concatenate([p.zeroed for p in parts]),
     )
 
 
@@ -66,6 +70,7 @@ class Options:
         widths: [groups, options] channels, falling; short rows repeat their narrowest.
         allowed: [groups, options], False where a row repeats.
         bits: [options] falling, with 32 for layers that stay float.
+        zeroed: [options] shares of zeros, as in the study file.
         out_group: [layers] index of the group of the outputs, -1 if they are fixed.
         out_dense, in_dense, taps, positions: [layers] of the dense network; taps is kernel height x width.
         feeds: [layers, groups] input channels that go with one channel of a group.
@@ -81,6 +86,7 @@ class Options:
         self.allowed = np.array([[k < len(row) for k in range(most)] for row in rows], bool).reshape(-1, most)
         self.bits: Ints = np.array(sorted(space.config.weight_bits, reverse=True), np.int64)
         self.activations: Ints = np.array([ACTIVATIONS.index(a) for a in space.config.activations], np.int64)
+        self.zeroed: Floats = np.array(space.config.sparsity, float)
         self.channels = self.widths[:, 0] if len(rows) else np.zeros(0, np.int64)
         index = {g.name: i for i, g in enumerate(facts.groups)}
         layers = facts.layers
@@ -114,6 +120,7 @@ class Options:
             bits=np.array(bits, np.int64).reshape(count, len(self.facts.layers)),
             activations=np.array([ACTIVATIONS.index(p.activations) for p in plans], np.int64),
             removed=np.array([[b in p.removed_blocks for b in self.blocks] for p in plans], bool).reshape(count, -1),
+            zeroed=np.array([p.sparsity for p in plans], float),
         )
 
     def params(self, candidates: Candidates, row: int) -> dict[str, object]:
@@ -127,6 +134,8 @@ class Options:
         }
         found |= {f"remove_block/{b}": bool(candidates.removed[row, i]) for i, b in enumerate(self.blocks)}
         found["activations"] = ACTIVATIONS[int(candidates.activations[row])]
+        # a pattern has a share of its own: the nearest one that was asked for leads to it
+        found["sparsity"] = float(self.zeroed[np.abs(self.zeroed - candidates.zeroed[row]).argmin()])
         return found
 
     def layers_left(self, removed: Flags) -> Floats:

@@ -73,7 +73,9 @@ class Solver:
             bits = self._best_bits(prices, width)
             if np.array_equal(before, width):
                 break
-        return Candidates(width=width, bits=bits, activations=prices.activations, removed=removed)
+        return Candidates(
+            width=width, bits=bits, activations=prices.activations, removed=removed, zeroed=np.zeros(len(width))
+        )
 
     def cost(self, prices: Prices, candidates: Candidates) -> Floats:
         """What is minimised, [n]: damage and price of every plan, without what no choice changes."""

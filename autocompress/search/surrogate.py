@@ -11,6 +11,8 @@ import numpy as np
 from autocompress.search.options import Candidates, Floats, Options
 
 _AT_WORST = (0.06, 0.005, 0.002)  # drop at first believed of the narrowest widths, the fewest bits, integer activations
+_ZEROED = 0.05  # drop at first believed of a network with all single weights zero, by the power below
+_STEEP = 4.0  # of the share of zeros with which the damage grows
 _OWN_WAY = 0.5  # sd of a group's or layer's own weight, relative to its scale
 _AT_LEAST = 0.2  # of the scale: no group and no layer is ever free
 _MISFIT, _FLOOR = 0.2, 0.001  # sd of a drop that the sum of parts cannot explain: relative, absolute
@@ -82,8 +84,9 @@ class DamageModel:
         worst = np.array([t.max(-1, initial=0.0).sum() for t in (self.width, self.bits, self.activations)])
         scale = np.array(_AT_WORST) / np.maximum(worst, 1e-9)
         own = np.concatenate([np.full(groups, scale[0]), np.full(layers, scale[1]), np.full(count, scale[0])])
+        zeros = np.full(int(options.zeroed.any()), _ZEROED)
         self._belief = LinearBelief(
-            np.concatenate([scale, np.zeros(len(own))]), np.concatenate([2 * scale, _OWN_WAY * own])
+            np.concatenate([scale, np.zeros(len(own)), zeros]), np.concatenate([2 * scale, _OWN_WAY * own, zeros])
         )
 
     def observe(self, one: Candidates, drop: float, *, training: float, noise: float) -> None:
@@ -116,18 +119,23 @@ class DamageModel:
         floor = _AT_LEAST * np.maximum(theta[:3], 1e-9)
         by_group = np.maximum(theta[0] + theta[3 : 3 + groups], max(floor[0], 1e-6))
         by_layer = np.maximum(theta[1] + theta[3 + groups : 3 + groups + layers], max(floor[1], 1e-6))
-        by_block = np.maximum(theta[0] + theta[3 + groups + layers :], max(floor[0], 1e-6))
+        by_block = np.maximum(
+            theta[0] + theta[3 + groups + layers : 3 + groups + layers + len(self.blocks)], max(floor[0], 1e-6)
+        )
         return self.width * by_group[:, None], self.bits * by_layer[:, None], self.blocks * by_block
 
     def _features(self, candidates: Candidates) -> Floats:
-        """What a plan chose of each table, first summed by kind, then one by one, [n, 3 + groups + layers + blocks]."""
+        """What a plan chose of each table, first summed by kind, then one by one, and the zeros, [n, parts]."""
         options, rows = self._options, (np.arange(len(self.width)), np.arange(len(self.bits)))
         per_group = self.width[rows[0], candidates.width] * options.groups_left(candidates.removed)
         per_layer = self.bits[rows[1], candidates.bits] * options.layers_left(candidates.removed)
         per_block = self.blocks * candidates.removed
         per_kind = self.activations[candidates.activations]
         sums = np.stack([per_group.sum(1) + per_block.sum(1), per_layer.sum(1), per_kind], axis=1)
-        found: Floats = np.concatenate([sums, per_group, per_layer, per_block], axis=1)
+        parts = [sums, per_group, per_layer, per_block]
+        if options.zeroed.any():
+            parts.append(candidates.zeroed[:, None] ** _STEEP)
+        found: Floats = np.concatenate(parts, axis=1)
         return found
 
 

@@ -17,9 +17,10 @@ from decimal import Decimal
 from typing import Any
 
 from autocompress.config import SpaceConfig
-from autocompress.plan import Activations, CompressionPlan, DistillPlan
+from autocompress.plan import Activations, CompressionPlan, DistillPlan, SparsityKind, kept_of
 from autocompress.records import GroupFacts, ModelFacts
 
+_COMPANIONS = ("hints", "attention", "mean_teacher")
 # Uniform plans that everybody would try, the most telling first: (share removed, bits).
 SWEEP = (
     (0.5, 4), (0.3, 4), (0.7, 4), (0.0, 4), (0.5, 8), (0.3, 3), (0.6, 4),
@@ -89,8 +90,11 @@ class SearchSpace:
             "importance": plan.importance,
             "distill/temperature": plan.distill.temperature,
             "distill/weight": plan.distill.weight,
+            **{f"distill/{name}": getattr(plan.distill, name) for name in _COMPANIONS},
             "learning_rate": plan.learning_rate,
             "levels": plan.levels,
+            "sparsity": plan.sparsity,
+            "sparsity_kind": plan.sparsity_kind,
         }
         values |= {f"prune_ratio/{g.name}": plan.prune_ratio.get(g.name, 0.0) for g in self.facts.groups}
         values |= {
@@ -170,15 +174,19 @@ class SearchSpace:
         return {
             "activations": Parameter(choices=self.config.activations),
             "levels": Parameter(choices=self.config.levels),
+            "sparsity": Parameter(choices=self.config.sparsity),
+            "sparsity_kind": Parameter(choices=self.config.sparsity_kind),
             "importance": Parameter(choices=self.config.importance),
             "distill/temperature": Parameter(choices=self.config.temperature),
             "distill/weight": Parameter(choices=self.config.distill_weight),
+            **{f"distill/{name}": Parameter(choices=getattr(self.config, name)) for name in _COMPANIONS},
             "learning_rate": Parameter(choices=self.config.learning_rate),
         }
 
     def _plan(
         self, ratios: dict[str, float], bits: dict[str, int], values: Mapping[str, Any], removed: tuple[str, ...] = ()
     ) -> CompressionPlan:
+        kind: SparsityKind = values.get("sparsity_kind", self.config.sparsity_kind[0])
         plan = CompressionPlan(
             prune_ratio=ratios,
             weight_bits=bits,
@@ -187,12 +195,23 @@ class SearchSpace:
             distill=DistillPlan(
                 temperature=values.get("distill/temperature", self.config.temperature[0]),
                 weight=values.get("distill/weight", self.config.distill_weight[0]),
+                **{n: values.get(f"distill/{n}", getattr(self.config, n)[0]) for n in _COMPANIONS},
             ),
             learning_rate=values.get("learning_rate", self.config.learning_rate[0]),
             removed_blocks=removed,
             levels=values.get("levels", self.config.levels[0]),
+            sparsity=_share_of(values.get("sparsity", self.config.sparsity[0]), kind),
+            sparsity_kind=kind,
         )
         return self.canonical(plan)
+
+
+def _share_of(share: float, kind: SparsityKind) -> float:
+    """The share that is really zeroed: a pattern has its own."""
+    if share == 0 or ":" not in kind:
+        return share
+    kept, of = kept_of(kind)
+    return 1 - kept / of
 
 
 def uniform_knobs(ratio: float, bits: int, activations: Activations) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autocompress.compress.quantize import float_state, quantize_weights_, settle_weights_
+from autocompress.compress.sparsify import sparsify_
 from autocompress.errors import AutocompressError, StageError
 from autocompress.export.artifact import emit
 from autocompress.export.check import check_artifact
@@ -145,7 +146,8 @@ def _time(task: Task, path: Path) -> Latency:
 
 def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -> tuple[bytes, nn.Module]:
     """Write and return the untrained artifact, the final one but for the values in it, and the network it is of."""
-    rounded = quantize_weights_(copy.deepcopy(network), plan.weight_bits, plan.levels)
+    rounded = sparsify_(copy.deepcopy(network), task.sparsity(plan))
+    quantize_weights_(rounded, plan.weight_bits, plan.levels)
     sketch = emit(task.exporter, rounded, plan, settle_weights_(rounded), trained=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(sketch)
@@ -189,21 +191,28 @@ def _recover(
     if not plan.trains:
         quantize_weights_(network, plan.weight_bits, plan.levels)
         return None
-    outcome = finetune_(
-        network,
-        task.outputs,
-        trainer=task.trainer,
-        seconds=seconds,
-        learning_rate=plan.learning_rate,
-        damage=damage,
-        distill=plan.distill,
-        weight_bits=plan.weight_bits,
-        levels=plan.levels,
-        quantize_from=_ROUNDING_FROM if request.parent is None else _CONTINUE_ROUNDING_FROM,
-        seed=task.source.config.search.seed,
-        seen=request.seen,
-        on_step=on_step,
-    )
+    companions = task.companions(network, plan.distill)
+    try:
+        outcome = finetune_(
+            network,
+            task.outputs,
+            trainer=task.trainer,
+            seconds=seconds,
+            learning_rate=plan.learning_rate,
+            damage=damage,
+            distill=plan.distill,
+            weight_bits=plan.weight_bits,
+            levels=plan.levels,
+            sparsity=task.sparsity(plan),
+            quantize_from=_ROUNDING_FROM if request.parent is None else _CONTINUE_ROUNDING_FROM,
+            seed=task.source.config.search.seed,
+            seen=request.seen,
+            companions=companions,
+            on_step=on_step,
+        )
+    finally:
+        for companion in companions:
+            companion.close()
     if not outcome.finite:
         raise ValueError(f"training diverged after {outcome.steps} steps; a lower learning_rate may help")
     return outcome

@@ -25,19 +25,22 @@ from autocompress.compress.compensate import Grams, input_grams
 from autocompress.compress.drop import drop_blocks_
 from autocompress.compress.importance import score_channels
 from autocompress.compress.prune import kept_scores, prune, prune_to_plan
-from autocompress.config import StudyConfig
+from autocompress.compress.sparsify import Sparsity
+from autocompress.config import ModelConfig, StudyConfig
 from autocompress.errors import UsageError
 from autocompress.export.artifact import Exporter, emit, make_exporter
 from autocompress.measure.device import Device, device_lock
 from autocompress.measure.local import LocalDevice
 from autocompress.measure.machine import cores
-from autocompress.measure.size import compressed_bytes
 from autocompress.measure.quality import Metric, Quality, drop, metric_for, predict
+from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan, DistillPlan, Importance
 from autocompress.records import Baseline, ModelFacts
+from autocompress.recover.companions import Companion, companions_for
 from autocompress.recover.damage import disagreement, reestimate_
 from autocompress.recover.data import DataSplits, Split, data_digest, split_data
 from autocompress.recover.finetune import TeacherOutputs, Trainer, evaluate_in_torch, finetune_, prefers_bf16
+from autocompress.recover.teacher import Ensemble
 from autocompress.search.profile import measure_sensitivity
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.space.blocks import find_blocks, with_groups
@@ -54,6 +57,7 @@ _TEACHER_SHARE = 1 / 3
 _PROFILE_SHARE = 0.06  # of the budget, at most
 _GLANCED = 1000  # samples
 _PROFILED = 256  # samples
+_HINTED = 32  # samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +132,8 @@ class Task:
         )
         targets = few.targets.numpy()
         if self._teacher_value is None:
-            assert self.outputs.teacher is not None
-            self._teacher_value = self._value(self.outputs.teacher, few, targets)
+            dense = copy.deepcopy(self.model).to(self.trainer.device)
+            self._teacher_value = self._value(dense, few, targets)
         value = self._value(network.eval(), few, targets)
         network.train()
         return drop(self.metric, self._teacher_value, value)
@@ -144,6 +148,18 @@ class Task:
             with torch.no_grad():
                 self._teacher_outputs = self.model(*samples).float()
         return disagreement(reestimate_(network, samples), samples, self._teacher_outputs)
+
+    def sparsity(self, plan: CompressionPlan) -> Sparsity | None:
+        """Which weights a plan zeroes; not those of 1 bit, which have no zero, nor depthwise ones, which are few."""
+        if plan.sparsity == 0:
+            return None
+        layers = [n.name for n in self.facts.layers if n.kind != "depthwise" and plan.weight_bits.get(n.name, 32) > 1]
+        return Sparsity(share=plan.sparsity, kind=plan.sparsity_kind, layers=tuple(layers)) if layers else None
+
+    def companions(self, network: nn.Module, distill: DistillPlan) -> list[Companion]:
+        """What accompanies the training of a network beside the teacher's outputs."""
+        few = tuple(t[:_HINTED] for t in self.exporter.samples)
+        return companions_for(network, self.model, distill, few, self.trainer.device)
 
     def _value(self, network: nn.Module, split: Split, targets: Any) -> float:
         return self.metric(evaluate_in_torch(network, split, self.trainer).cpu().numpy(), targets)
@@ -187,7 +203,8 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     facts = _find_facts(model, tuple(t[:2] for t in samples), config, notes)
     clock.lap("setup")
     report("measuring the baseline")
-    outputs = TeacherOutputs(model, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed)
+    teacher = _teacher(model, source, tuple(t[:2] for t in samples))
+    outputs = TeacherOutputs(teacher, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed)
     task = Task(
         source=source, model=model, splits=splits, metric=metric, trainer=trainer, outputs=outputs, facts=facts,
         device=device, exporter=exporter, baseline=known or _no_baseline(metric),
@@ -293,6 +310,24 @@ def _provide_weights(
     for path in (own, shared) if finished else (own,):
         _save_weights(model, path)
     return notes
+
+
+def _teacher(model: nn.Module, source: Source, example: tuple[Tensor, ...]) -> nn.Module:
+    """The model, or the networks that the study file names, as one."""
+    config, base = source.config, source.base
+    members = [model] if config.teacher.with_model or not config.teacher.networks else []
+    for entry in config.teacher.networks:
+        network = build_model(ModelConfig(factory=entry.factory, args=entry.args), base=base, seed=config.search.seed)
+        load_weights(network, (base or Path.cwd()) / entry.weights)
+        with torch.no_grad():
+            wanted, got = model(*example).shape, network.eval()(*example).shape
+        if got != wanted:
+            raise UsageError(
+                f"the teacher {entry.factory} gives outputs of shape {list(got)} for a batch of 2, the model "
+                f"{list(wanted)}; a teacher must know the same classes in the same order"
+            )
+        members.append(network.requires_grad_(False))
+    return members[0] if len(members) == 1 else Ensemble(members).eval()
 
 
 def _save_weights(model: nn.Module, path: Path) -> None:

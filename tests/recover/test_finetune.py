@@ -126,9 +126,9 @@ def test_low_bits_are_rounded_while_training_and_eight_afterwards(train, monkeyp
     rounded: list[tuple[int, set[str]]] = []
     real = finetune.quantize_weights_
 
-    def spy(model, bits):
+    def spy(model, bits, levels):
         rounded.append((len(shares), {name for name, b in bits.items() if b <= 8}))
-        return real(model, bits)
+        return real(model, bits, levels)
 
     monkeypatch.setattr(finetune, "quantize_weights_", spy)
     bits = {"conv1": 8, "conv2": 3, "fc": 32}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autocompress.search.cost import LatencyModel, SizeModel, in_vectors, stored_bytes
+from autocompress.search.cost import LatencyModel, SizeModel, in_vectors, stored_bytes, zipped_share
 
 
 def test_stored_bytes_at_every_width():
@@ -27,7 +27,13 @@ def test_zipped_bytes_are_a_learned_share_of_the_weights_bytes(chain, chain_opti
         one = plans.take(np.array([row]))
         model.observe(one, 0.7 * weights[row : row + 1] + 2000.0)
     last = plans.take(np.array([5]))
-    assert model.predict(last)[0] == pytest.approx(0.7 * weights[5] + 2000.0, rel=0.06)
+    assert model.predict(last)[0] == pytest.approx(0.7 * weights[5] + 2000.0, rel=0.1)
+
+
+def test_zipped_zeros_by_entropy():
+    """Half of 4-bit weights zero: 1 bit to say which, half of 3.7 bits, over 3.7; no zeros: all of it."""
+    share = zipped_share(np.array([0.0, 0.5]), np.array([4]))
+    assert share.tolist() == pytest.approx([1.0, (1 + 0.5 * 3.7) / 3.7])
 
 
 def test_size_is_exact_after_one_file_of_its_kind(chain, chain_options):

@@ -143,6 +143,21 @@ def test_two_objectives_ignore_what_is_not_asked_for(chain):
     assert (engine._trained[0].drop, engine._trained[0].cheap) == (pytest.approx(0.01), (0.0, 0.5))
 
 
+def test_where_zipped_bytes_count_it_learns_that_zeros_make_the_file_smaller(chain):
+    """A world in which 80 % of zeros halve the zipped file at no loss: most late proposals have them."""
+    space = replace(chain, config=chain.config.model_copy(update={"sparsity": (0.0, 0.8)}))
+    assert "sparsity" in space.raw()
+    engine = sampler(space, reference=replace(REFERENCE, objectives=("accuracy", "compressed", "latency")))
+    study, world, shares = open_study(engine), World(space), []
+    for _ in range(14):
+        trial = ask(study, space)
+        metric, size, latency = world.values(trial.params)
+        shares.append(trial.params["sparsity"])
+        study.tell(trial, [metric, size * (0.5 if shares[-1] else 1.0), latency])
+    assert set(shares) == {0.0, 0.8}
+    assert shares[4:].count(0.8) > 5
+
+
 def test_measured_sensitivities_steer_the_first_proposals(chain):
     """Group b cannot lose anything, a and c can lose all they may: no proposal prunes b as much as the others."""
     width = {n: {"8": 4.0 if n == "b" else 1e-4} for n in "abc"}

@@ -43,6 +43,7 @@ def everything(options, asked: Prices) -> tuple[float, Candidates]:
             bits=bits,
             activations=none,
             removed=np.repeat(r[None], len(bits), 0),
+            zeroed=np.zeros(len(bits)),
         )
         for w in width
         for r in removed

@@ -37,7 +37,7 @@ def model(options: Options, **more) -> DamageModel:
 def plan(*width: int, removed: bool = False) -> Candidates:
     return Candidates(
         width=np.array([width]), bits=np.zeros((1, 3), np.int64), activations=np.zeros(1, np.int64),
-        removed=np.array([[removed]]),
+        removed=np.array([[removed]]), zeroed=np.zeros(1),
     )  # fmt: skip
 
 
