@@ -67,7 +67,8 @@ def _study(entry: Entry, facts: FrontFacts) -> dict[str, Any]:
         "front": len(facts.front),
         "baseline": base.to_dict() if base else None,
         "hypervolume": {
-            split: front_hypervolume(facts.front, base, direction=direction, split=split) for split in ("val", "test")
+            split: front_hypervolume(facts.front, base, direction=direction, split=split, objectives=facts.objectives)
+            for split in ("val", "test")
         },
         "knee": _point(knee, facts) if knee else None,
         "words": words(knee, base, direction=direction) if knee and base else "",

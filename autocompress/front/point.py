@@ -81,7 +81,7 @@ def _judged(fact: PointFacts | None, facts: FrontFacts) -> dict[str, Any]:
 
 
 def _belief(trial: TrialRecord, facts: FrontFacts) -> dict[str, Any] | None:
-    rows = belief_facts([trial], facts.baseline, direction=facts.direction).rows
+    rows = belief_facts([trial], facts.baseline, direction=facts.direction, objectives=facts.objectives).rows
     return asdict(rows[0]) if rows else None
 
 

@@ -43,7 +43,9 @@ def trial_columns(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str
         "samples": {"val": facts.val_samples, "test": facts.test_samples},
         "counts": dict(Counter(str(trial.state) for trial in ordered)),
         "hypervolume": {
-            split: front_hypervolume(facts.front, facts.baseline, direction=facts.direction, split=split)
+            split: front_hypervolume(
+                facts.front, facts.baseline, direction=facts.direction, split=split, objectives=facts.objectives
+            )
             for split in ("val", "test")
         },
         "columns": {

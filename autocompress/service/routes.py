@@ -295,7 +295,12 @@ def _beliefs(request: Request, name: str) -> dict[str, Any]:
         return {"lines": []}
 
     def read() -> str:
-        facts = belief_facts(views.trials(name), view.record.baseline, direction=metric_direction(view.record))
+        facts = belief_facts(
+            views.trials(name),
+            view.record.baseline,
+            direction=metric_direction(view.record),
+            objectives=view.record.objectives,
+        )
         numbers = {"rank_correlation": facts.rank_correlation, "within": facts.within}
         errors = {"size_error": facts.size_error, "latency_error": facts.latency_error}
         return json.dumps(finite({"lines": belief_lines(facts), **numbers, **errors}))
