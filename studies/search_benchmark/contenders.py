@@ -21,7 +21,7 @@ OURS = "ours"
 # A sweep needs to know beforehand how long a plan may train. These are generous, since a sweep that ends early spends
 # the rest on training its front further, and one that ends late leaves plans out.
 START_S = 15.0  # until the first plan of the sweep: the worker, the baseline, fp16 and int8
-BESIDE_S = 3.5  # of one plan beside its training: pruning, timing with both activations, exporting, judging
+BESIDE_S = 2.5  # of one plan beside its training: pruning, timing with both activations, exporting, judging
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
