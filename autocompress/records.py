@@ -146,6 +146,7 @@ class TrialRecord(Record):
         trained_s: seconds of training in its weights, those of its parents included.
         trained_samples: that those trainings have seen.
         rung_drop: of the metric, on a part of the validation data when a part of the training was done.
+        rung_s: seconds of the training until then, that look included.
         belief: what the sampler expected of the plan: drop, sd, size_ratio, latency_ratio, gain, source.
         reason: why a trial was stopped, is infeasible or failed; how it was measured otherwise.
         artifact: path of the exported file relative to the workspace.
@@ -170,6 +171,7 @@ class TrialRecord(Record):
     trained_s: float = 0.0
     trained_samples: int = 0
     rung_drop: float | None = None
+    rung_s: float | None = None
     belief: dict[str, Any] = field(default_factory=dict)
 
 
@@ -260,7 +262,12 @@ class DeviceFacts(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline(Record):
-    """The dense artifact, measured like every other; `compressed_bytes` is 0 in studies older than that number."""
+    """The dense artifact, measured like every other.
+
+    Attributes:
+        compressed_bytes: 0 in studies older than that number.
+        latency_sd: relative standard deviation of a timing, from the baseline timed against itself.
+    """
 
     metric: str
     val: float
@@ -273,6 +280,7 @@ class Baseline(Record):
     val_ci: tuple[float, float] | None = None
     test_ci: tuple[float, float] | None = None
     compressed_bytes: int = 0
+    latency_sd: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,21 +85,27 @@ def expected_gain(mean: ArrayLike, sd: ArrayLike, cheap: ArrayLike, front: Array
     levels = np.concatenate([[0.0], inside[:, 0], [1.0]]) * _CORNER[0]
     chances = _chance_integral(levels[None], means[:, None], sds[:, None])  # [n, m + 2]
     steps = np.diff(chances, axis=1)
-    areas = np.stack([_areas(known, inside[:, 1:]) for known in np.asarray(cheap, float).reshape(-1, 2)])
+    areas = _areas(np.asarray(cheap, float).reshape(-1, 2), inside[:, 1:])
     expected: Floats = (areas * steps).sum(1) / _CORNER[0]
     return expected
 
 
 def _areas(cheap: Floats, others: Floats) -> Floats:
-    """Area that a box at `cheap` [2] adds to the first 0, 1, ... m of `others` [m, 2], in the unit square, [m + 1]."""
-    x, y = cheap.tolist()
-    if x >= 1 or y >= 1:
-        return np.zeros(len(others) + 1)
-    xs, negated_ys = [-np.inf, 1.0], [-1.0, np.inf]
-    free = [(1 - x) * (1 - y)]
-    for ox, oy in others.tolist():
-        free.append(free[-1] - (_insert(xs, negated_ys, max(x, ox), max(y, oy)) if max(x, ox) < 1 > max(y, oy) else 0))
-    return np.maximum(free, 0.0)
+    """Area that boxes at `cheap` [n, 2] add to the first 0, 1, ... m of `others` [m, 2], in the unit square, [n, m + 1].
+
+    Between two neighbouring x of the others, what the first k of them leave free is as high as the lowest of them
+    that begins at the left of it.
+    """
+    order = np.argsort(others[:, 0], kind="stable")
+    edges = np.concatenate([[0.0], others[order, 0], [1.0]])
+    there = order[None] < np.arange(len(others) + 1)[:, None]  # of the first k
+    heights = np.where(there, others[order, 1], 1.0)
+    ceilings = np.minimum.accumulate(np.concatenate([np.ones((len(heights), 1)), heights], axis=1), axis=1)
+    spans = np.maximum(edges[1:] - np.maximum(edges[:-1], cheap[:, :1]), 0.0)  # [n, m + 1]
+    free: Floats = np.array(
+        [np.maximum(ceilings - y, 0.0) @ span for y, span in zip(cheap[:, 1], spans, strict=True)]
+    ).reshape(len(cheap), -1)
+    return free
 
 
 def _chance_integral(y: Floats, mean: Floats, sd: Floats) -> Floats:
@@ -110,7 +116,10 @@ def _chance_integral(y: Floats, mean: Floats, sd: Floats) -> Floats:
     return integral
 
 
-_normal_cdf = np.vectorize(lambda u: 0.5 * math.erfc(-u / math.sqrt(2)), otypes=[float])
+def _normal_cdf(u: Floats) -> Floats:
+    """P(z <= u), exact to the last digits; a table or a polynomial would not be."""
+    erfc = math.erfc
+    return np.array([0.5 * erfc(v) for v in (u * -(0.5**0.5)).ravel().tolist()]).reshape(u.shape)
 
 
 def contributions(points: ArrayLike) -> Floats:

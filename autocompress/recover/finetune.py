@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autocompress.compress.quantize import FakeQuantize, quantize_weights_
@@ -30,6 +32,7 @@ _WARM_UP = 0.05  # share of the schedule
 _GUARD_S = 1.0
 _TIMED = 10  # steps after which it is known how many there will be
 _VIEWS = 2
+_MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,31 @@ class TeacherOutputs:
         self.train = train
         self._outputs: list[Tensor | None] = [None] * len(self._views)
         self._known = torch.zeros(len(self._views), len(train), dtype=torch.bool)
+        self._kept = 0  # known when they were last written or read
+
+    def save(self, path: Path) -> None:
+        """Write what is known for a later study of the same teacher, data and seed, if there is more than before."""
+        known = int(self._known.sum())
+        outputs = {f"outputs.{i}": t for i, t in enumerate(self._outputs) if t is not None}
+        if known == self._kept or sum(t.nbytes for t in outputs.values()) > _MOST_BYTES:
+            return
+        unfinished = path.with_suffix(".part")
+        save_file({**outputs, "known": self._known}, unfinished)
+        unfinished.replace(path)
+        self._kept = known
+
+    def load(self, path: Path) -> None:
+        """Take over what an earlier study has written.
+
+        Raises:
+            ValueError: the file is of other data.
+        """
+        stored = load_file(path)
+        if stored["known"].shape != self._known.shape:
+            raise ValueError(f"{path.name} holds outputs of {tuple(stored['known'].shape)} samples, not of this data")
+        self._known = stored["known"]
+        self._outputs = [stored.get(f"outputs.{i}") for i in range(len(self._views))]
+        self._kept = int(self._known.sum())
 
     def batch(self, indices: Tensor, epoch: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
         """(inputs, targets, teacher's outputs) for [batch] indices; successive epochs see successive views."""

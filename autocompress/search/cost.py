@@ -18,7 +18,7 @@ _SHARES = np.array([0.3, 0.5, 0.2])  # of the dense network's time at first beli
 _SHARES_SD = np.array([0.3, 0.4, 0.2])
 _INT8_SPEED = 0.7  # time in integers over time in float, before any was timed
 _OWN_WAY = 0.5  # sd of a layer's share, relative to what the work says
-_NOISE = 0.015  # of a measured ratio, relative
+_MISFIT = 0.015  # of a ratio, relative: what a sum over layers cannot tell
 _GRAPH_BYTES, _LAST = 6000.0, 50  # of a file before any was weighed; files that the mean is taken over
 _ZIPPED, _ZIPPED_SD, _ZIPPED_NOISE = 0.9, 0.05, 0.03  # of the weights' bytes that are left; of the file
 _WORD = {1: 64, 2: 32, 3: 21, 5: 12, 6: 10}  # integers in each 8 bytes
@@ -102,10 +102,15 @@ class LatencyModel:
 
     A Bayesian linear model: the prior splits the dense network's time by multiply-accumulates, every
     timed file corrects it. Channels count in whole vectors of `LANES`.
+
+    Args:
+        options: of the space.
+        noise: standard deviation of a measured ratio, relative.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, noise: float = 0.0) -> None:
         self._options = options
+        self._spread = float(np.hypot(_MISFIT, noise))
         dense = _work(options, options.out_dense[None], options.in_dense[None])
         self._dense = np.concatenate([part[0] for part in dense])
         self._layers = len(options.taps)
@@ -128,7 +133,7 @@ class LatencyModel:
         """Learn from timed files."""
         features = self._features(candidates)
         for row, ratio in enumerate(ratios.tolist()):
-            self._beliefs[int(candidates.activations[row])].observe(features[row], ratio, _NOISE * ratio)
+            self._beliefs[int(candidates.activations[row])].observe(features[row], ratio, self._spread * ratio)
 
     def layer_shares(self, kind: int) -> tuple[Floats, Floats]:
         """What multiplying and moving cost per unit of `work`, each [layers], never negative."""

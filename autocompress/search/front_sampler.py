@@ -51,6 +51,7 @@ class Reference:
         metric, size_bytes, latency_ms: of the baseline; bytes of the zipped file where "compressed" is an objective.
         objectives: of the study, in the order of its values.
         noise: standard deviation of a measured drop.
+        latency_noise: of a measured latency, relative.
         train_s: usual training of one trial in seconds.
         later: training that the last stage adds to what is worth it, in units of `train_s`.
     """
@@ -61,6 +62,7 @@ class Reference:
     direction: Direction = "maximize"
     objectives: tuple[str, ...] = ("accuracy", "size", "latency")
     noise: float = 0.003
+    latency_noise: float = 0.0
     train_s: float = 1.0
     later: float = 0.0
 
@@ -104,10 +106,8 @@ class FrontSampler(BaseSampler):
         self._constraints = constraints or Constraints()
         self._options = Options(space)
         self._solver = Solver(self._options)
-        self._size, self._latency = (
-            SizeModel(self._options, zipped="compressed" in reference.objectives),
-            LatencyModel(self._options),
-        )
+        self._size = SizeModel(self._options, zipped="compressed" in reference.objectives)
+        self._latency = LatencyModel(self._options, noise=reference.latency_noise)
         tables = (sensitivity or Sensitivity()).tables(self._options)
         self._damage = DamageModel(self._options, **tables, learns="surrogate" not in without)
         self._weighs = bool({"size", "compressed"} & set(reference.objectives))
@@ -139,8 +139,10 @@ class FrontSampler(BaseSampler):
 
         The gain is that after the last stage, `drop` and `sd` are those of the trial itself.
         """
-        front, usual = self._front(), self._usual_training()
-        pool, sources = self._pool(front)
+        trained, usual = self._front(), self._usual_training()
+        best_so_far = np.flatnonzero(non_dominated(trained))
+        front = trained[best_so_far]
+        pool, sources = self._pool([self._trained[i].plan for i in best_so_far])
         mean, sd = self._damage.predict(pool, training=usual + self._reference.later)
         cheap = self._cheap(pool)
         gains = expected_gain(mean, sd, cheap, front) * self._allowed(mean, sd, cheap)
@@ -197,12 +199,10 @@ class FrontSampler(BaseSampler):
 
     def _front(self) -> Floats:
         """(drop, size ratio, latency ratio) of all trained trials as the last stage would leave them, [n, 3]."""
-        later = self._reference.later
-        rows = [
-            (t.drop * (training_factor((t.training + later) / t.training) if t.training else 1.0), *t.cheap)
-            for t in self._trained
-        ]
-        return np.array(rows).reshape(-1, 3)
+        rows = np.array([(t.drop, *t.cheap, t.training) for t in self._trained]).reshape(-1, 4)
+        longer = np.where(rows[:, 3] > 0, 1 + self._reference.later / np.maximum(rows[:, 3], 1e-9), 1.0)
+        rows[:, 0] *= training_factor(longer)
+        return rows[:, :3]
 
     def _usual_training(self) -> float:
         """Training that a proposal will have had, its parents' included: as much as the last ones."""
@@ -220,10 +220,11 @@ class FrontSampler(BaseSampler):
 
     # -- proposing
 
-    def _pool(self, front: Floats) -> tuple[Candidates, list[str]]:
+    def _pool(self, parents: list[Candidates]) -> tuple[Candidates, list[str]]:
         parts = [self._drawn() if "solver" in self._without else self._solved()]
         sources = ["random dials" if "solver" in self._without else "solver"] * len(parts[0])
-        if mutated := self._mutated(front):
+        if parents:
+            mutated = self._mutated(parents)
             parts.append(mutated)
             sources += ["change of a trained plan"] * len(mutated)
         return stack(parts), sources
@@ -233,7 +234,8 @@ class FrontSampler(BaseSampler):
         pairs = max(1, int((options.feeds > 0).sum()) + len(options.channels)) * options.widths.shape[-1]
         count = int(np.clip(_PAIRS // pairs, 2, _SOLVED))
         kinds = options.activations[np.arange(count) % len(options.activations)]
-        shares = [self._latency.layer_shares(int(k)) for k in kinds]
+        known = {kind: self._latency.layer_shares(kind) for kind in set(kinds.tolist())}
+        shares = [known[kind] for kind in kinds.tolist()]
         width, bits, blocks = self._damage.tables(draw)
         timed, weighed = "latency" in self._reference.objectives, self._weighs
         narrow = int(np.argmax(options.bits <= 8)) if (options.bits <= 8).any() else 0
@@ -263,11 +265,8 @@ class FrontSampler(BaseSampler):
             return parameter.choices[self._random.integers(len(parameter.choices))]
         return self._random.uniform(parameter.low, parameter.high)
 
-    def _mutated(self, front: Floats) -> Candidates | None:
+    def _mutated(self, parents: list[Candidates]) -> Candidates:
         """Plans of the front with one width, the bits of one layer, or the activations changed."""
-        parents = [t.plan for t, on in zip(self._trained, non_dominated(front), strict=True) if on]
-        if not parents:
-            return None
         found = []
         for _ in range(_MUTATED):
             one = parents[self._random.integers(len(parents))]
@@ -286,10 +285,10 @@ class FrontSampler(BaseSampler):
         if what < 2 and one.width.size:
             group = draw.integers(one.width.shape[1])
             top = int(options.allowed[group].sum()) - 1
-            one.width[0, group] = np.clip(one.width[0, group] + draw.choice([-1, 1]), 0, top)
+            one.width[0, group] = min(max(one.width[0, group] + 2 * draw.integers(2) - 1, 0), top)
         elif what < 4 and one.bits.size:
             layer = draw.integers(one.bits.shape[1])
-            one.bits[0, layer] = np.clip(one.bits[0, layer] + draw.choice([-1, 1]), 0, len(options.bits) - 1)
+            one.bits[0, layer] = min(max(one.bits[0, layer] + 2 * draw.integers(2) - 1, 0), len(options.bits) - 1)
         elif what < 5 and one.removed.size and "blocks" not in self._without:
             block = draw.integers(one.removed.shape[1])
             one.removed[0, block] = not one.removed[0, block]

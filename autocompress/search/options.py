@@ -91,6 +91,8 @@ class Options:
         index = {g.name: i for i, g in enumerate(facts.groups)}
         layers = facts.layers
         self.out_group: Ints = np.array([index.get(n.group or "", -1) for n in layers], np.int64)
+        self._grouped = np.flatnonzero(self.out_group >= 0)
+        self._their_groups = self.out_group[self._grouped]
         self.out_dense: Floats = np.array([n.out_channels for n in layers], float)
         self.in_dense: Floats = np.array([n.in_channels for n in layers], float)
         self.taps: Floats = np.array([n.weights / (n.out_channels * n.in_channels) for n in layers], float)
@@ -151,9 +153,8 @@ class Options:
     def shapes(self, width: Ints) -> tuple[Floats, Floats]:
         """(outputs, inputs per output) of every layer, each [n, layers], for width options [n, groups]."""
         kept = self.widths[np.arange(len(self.channels)), width].astype(float)
-        outputs = np.broadcast_to(self.out_dense, (len(width), len(self.out_dense))).copy()
-        grouped = self.out_group >= 0
-        outputs[:, grouped] = kept[:, self.out_group[grouped]]
+        outputs = np.tile(self.out_dense, (len(width), 1))
+        outputs[:, self._grouped] = kept[:, self._their_groups]
         inputs = self.in_dense - (self.channels - kept) @ self.feeds.T
         return outputs, np.maximum(inputs, 1.0)
 

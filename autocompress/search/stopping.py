@@ -24,7 +24,7 @@ MIN_GAIN = 1e-4  # of the hypervolume; less is within the noise of a latency
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """A trained trial: its plan and where it stands. `drop` as in the hypervolume; ratios to the baseline."""
+    """A trained trial: its plan and where it stands. `drop` is negative when it is better; ratios to the baseline."""
 
     trial: int
     plan: CompressionPlan

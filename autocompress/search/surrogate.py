@@ -6,6 +6,8 @@ each of them alone, times weights that are learned from trained trials.
 
 from __future__ import annotations
 
+from typing import overload
+
 import numpy as np
 
 from autocompress.search.options import Candidates, Floats, Options
@@ -44,7 +46,7 @@ class LinearBelief:
 
     def sd_of(self, x: Floats) -> Floats:
         """Standard deviation of w . x for rows [n, dimensions], [n]; the noise is not in it."""
-        variance = np.einsum("nd,de,ne->n", x, self.covariance, x, optimize=True)
+        variance = ((x @ self.covariance) * x).sum(1)
         deviation: Floats = np.sqrt(np.maximum(variance, 0.0))
         return deviation
 
@@ -139,6 +141,11 @@ class DamageModel:
         return found
 
 
-def training_factor(training: float) -> float:
+@overload
+def training_factor(training: float) -> float: ...
+@overload
+def training_factor(training: Floats) -> Floats: ...
+def training_factor(training: float | Floats) -> float | Floats:
     """What is left of the damage after so much training, in units of one trial's usual one."""
-    return float(max(training, 1e-3) ** -_DECAY)
+    left: Floats = np.maximum(training, 1e-3) ** -_DECAY
+    return left

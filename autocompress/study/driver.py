@@ -48,6 +48,7 @@ _SAME_FAILURES = ((3, 3), (5, 10))  # so many of the latest attempts
 _NUMBER = re.compile(r"\d+")  # the same failure after 7 steps and after 8
 _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
+_STAGES = ("search", "final")  # what comes after preparing
 _FINALISTS = 5  # trials that the last stage is about enough for
 
 
@@ -61,18 +62,18 @@ class Schedule:
 
     Attributes:
         train_s: training of one trial.
-        final_s: kept for the final stage.
+        final_s: kept for the final stage: a share of what preparing has left, so a slow teacher shortens both stages.
     """
 
     train_s: float
     final_s: float
 
 
-def schedule(config: StudyConfig) -> Schedule:
+def schedule(config: StudyConfig, *, preparing_s: float = 0.0) -> Schedule:
     """A fiftieth of the budget trains one trial (from 1.5 s to 5 minutes), unless the study says otherwise."""
     budget = config.search.budget
     train_s = config.search.train_s or min(300.0, max(1.5, budget / 50))
-    return Schedule(train_s=train_s, final_s=config.search.final_share * budget)
+    return Schedule(train_s=train_s, final_s=config.search.final_share * max(0.0, budget - preparing_s))
 
 
 class Driver:
@@ -151,6 +152,9 @@ class Driver:
         self.data_sizes: dict[str, int] = prepared.data_sizes
         self.sensitivity = prepared.sensitivity
         self.space = SearchSpace(config=self.config.space, facts=prepared.facts)
+        durations_s = record.durations_s or prepared.durations_s
+        preparing_s = sum(s for stage, s in durations_s.items() if stage not in _STAGES)
+        self.schedule = schedule(self.config, preparing_s=preparing_s)
         if record.baseline is not None:
             return
         self.store.update(
@@ -184,6 +188,7 @@ class Driver:
             direction=self.direction,
             objectives=search.objectives,
             noise=_noise(baseline.val, min(self.data_sizes["val"], self.config.data.max_val)),
+            latency_noise=baseline.latency_sd or 0.0,
             train_s=self.schedule.train_s,
             later=self.schedule.final_s / (_FINALISTS * self.schedule.train_s),
         )
@@ -336,11 +341,10 @@ class Driver:
             measured = record.measurement
             if record.state is not TrialState.COMPLETE or measured is None or measured.val is None:
                 continue
-            drop = metric_drop(measured.val, self.baseline.val, direction=self.direction)
             yield Rival(
                 trial=record.trial,
                 plan=record.plan,
-                drop=max(0.0, drop),
+                drop=metric_drop(measured.val, self.baseline.val, direction=self.direction),
                 size_ratio=weighed_bytes(measured, objectives) / weighed_bytes(self.baseline, objectives)
                 if {"size", "compressed"} & set(objectives)
                 else 0.0,

@@ -89,8 +89,9 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
             damage = task.damage(rounded) if plan.trains else 0.0
             training = _recover(task, network, request, train_s, damage, watch)
     except Hopeless as end:
-        return _ended(replace(record, rung_drop=watch.drop), path, TrialState.STOPPED, str(end))
-    record = replace(record, rung_drop=watch.drop)
+        record = replace(record, rung_drop=watch.drop, rung_s=watch.seconds)
+        return _ended(record, path, TrialState.STOPPED, str(end))
+    record = replace(record, rung_drop=watch.drop, rung_s=watch.seconds)
     with stages("emit"):
         weights = float_state(network)
         artifact = emit(task.exporter, network, plan, settle_weights_(network), trained=True)
@@ -170,7 +171,9 @@ class _Watch:
         tell: Callable[[float], None],
     ) -> None:
         self._task, self._network, self._request, self._cheap, self._tell = task, network, request, cheap, tell
+        self._start = time.monotonic()
         self.drop: float | None = None
+        self.seconds: float | None = None
 
     def __call__(self, share: float) -> None:
         self._tell(share)
@@ -178,6 +181,7 @@ class _Watch:
         if rung is None or self.drop is not None or share < rung.share:
             return
         self.drop = self._task.glance(self._network)
+        self.seconds = time.monotonic() - self._start
         if self._request.anchor:
             return
         if reason := hopeless(self.drop, rung, cheap=self._cheap, rivals=self._request.rivals):

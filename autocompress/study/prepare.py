@@ -58,6 +58,7 @@ _PROFILE_SHARE = 0.06  # of the budget, at most
 _GLANCED = 1000  # samples
 _PROFILED = 256  # samples
 _HINTED = 32  # samples
+_INTERVAL_SDS = 2 * 1.96  # width of a 95 % interval in standard deviations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,7 @@ class Task:
     exporter: Exporter
     baseline: Baseline
     grams: Grams | None
+    outputs_file: Path | None = None
     _teacher_value: float | None = None
     _teacher_outputs: Tensor | None = None
     _scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -149,6 +151,12 @@ class Task:
                 self._teacher_outputs = self.model(*samples).float()
         return disagreement(reestimate_(network, samples), samples, self._teacher_outputs)
 
+    def keep_outputs(self) -> None:
+        """Leave the teacher's outputs so far in the workspace, for this study when it is resumed and for later ones."""
+        if self.outputs_file is not None:
+            self.outputs_file.parent.mkdir(parents=True, exist_ok=True)
+            self.outputs.save(self.outputs_file)
+
     def sparsity(self, plan: CompressionPlan) -> Sparsity | None:
         """Which weights a plan zeroes; not those of 1 bit, which have no zero, nor depthwise ones, which are few."""
         if plan.sparsity == 0:
@@ -213,7 +221,11 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     if known is None:
         task.baseline = _measure_baseline(task)
     clock.lap("baseline")
-    sensitivity = _sensitivity(task, report) if config.search.sampler == "front" else None
+    data = data_digest(splits)
+    task.outputs_file = source.workspace / "profiles" / f"{_outputs_digest(task, data)}.safetensors"
+    if task.outputs_file.exists():
+        outputs.load(task.outputs_file)
+    sensitivity = _sensitivity(task, data, report) if config.search.sampler == "front" else None
     clock.lap("profile")
     sizes = {name: len(split) for name, split in splits.items()}
     prepared = Prepared(
@@ -360,8 +372,7 @@ def _train_teacher(
 
 def _teacher_digest(config: StudyConfig, splits: DataSplits) -> str:
     what = [config.model.model_dump(mode="json"), config.search.seed, config.search.batch_size, config.data.augment]
-    text = json.dumps([*what, data_digest(splits)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _short([*what, data_digest(splits)])
 
 
 def _find_facts(model: nn.Module, example: tuple[Tensor, ...], config: StudyConfig, notes: list[str]) -> ModelFacts:
@@ -405,6 +416,7 @@ def _measure_baseline(task: Task) -> Baseline:
         params=sum(p.numel() for p in task.model.parameters()),
         macs=count_macs(task.model, task.example),
         artifact=str(path.relative_to(task.source.workspace)),
+        latency_sd=max(abs(latency.ratio - 1), (latency.ratio_ci[1] - latency.ratio_ci[0]) / _INTERVAL_SDS),
     )
 
 
@@ -412,11 +424,10 @@ def _no_baseline(metric: Metric) -> Baseline:
     return Baseline(metric=metric.name, val=0.0, test=None, size_bytes=1, latency_ms=1.0, params=0, macs=0, artifact="")
 
 
-def _sensitivity(task: Task, report: Report) -> Sensitivity:
+def _sensitivity(task: Task, data: str, report: Report) -> Sensitivity:
     """Measured once per model and data, and kept in the workspace for every later study."""
     config = task.source.config
-    digest = _profile_digest(task)
-    path = task.source.workspace / "profiles" / f"{digest}.json"
+    path = task.source.workspace / "profiles" / f"{_profile_digest(task, data)}.json"
     if path.exists():
         return Sensitivity.from_dict(json.loads(path.read_text()))
     low = [bits for bits in config.space.weight_bits if bits < 8]
@@ -441,16 +452,30 @@ def _sensitivity(task: Task, report: Report) -> Sensitivity:
     return found
 
 
-def _profile_digest(task: Task) -> str:
-    """Of everything that a sensitivity depends on, the time allowed for it included."""
-    digest = hashlib.sha256(data_digest(task.splits).encode())
-    for name, tensor in task.model.state_dict().items():
+def _weights_digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _profile_digest(task: Task, data: str) -> str:
+    """Of everything that a sensitivity depends on, the time allowed for it included."""
     config = task.source.config
     asked = [config.space.model_dump(mode="json"), "compensation" in config.search.without]
-    digest.update(json.dumps([*asked, round(_PROFILE_SHARE * task.source.budget_s)], sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+    return _short([data, _weights_digest(task.model), *asked, round(_PROFILE_SHARE * task.source.budget_s)])
+
+
+def _outputs_digest(task: Task, data: str) -> str:
+    """Of everything that the teacher's outputs on the augmented data depend on."""
+    trainer, config = task.trainer, task.source.config
+    weights = _weights_digest(task.outputs.teacher or task.model)
+    return _short([data, weights, config.data.augment, config.search.seed, trainer.bf16, trainer.device.type])
+
+
+def _short(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _spread(split: Split, count: int) -> tuple[Tensor, ...]:

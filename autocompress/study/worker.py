@@ -61,7 +61,9 @@ def main() -> None:
 def _serve(task: Task, method: str, arguments: tuple[Any, ...], report: Report) -> Any:
     if method == "evaluate":
         request: Request = arguments[0]
-        return evaluate(task, request, report)
+        record = evaluate(task, request, report)
+        task.keep_outputs()
+        return record
     if method == "probe":
         return probe(task, arguments[0])
     artifact, baseline_ms = arguments

@@ -175,6 +175,43 @@ def test_the_teacher_is_asked_once_per_sample_however_many_trials_there_are(trai
     assert teacher.samples == len(train)
 
 
+def test_a_later_study_reads_the_outputs_that_an_earlier_one_left(train, tmp_path):
+    teacher, indices, path = Counted(), torch.arange(8), tmp_path / "outputs.safetensors"
+    first = outputs_of(teacher, train, kind="shift")
+    _, _, wanted = first.batch(indices, 1)
+    first.save(path)
+    later = outputs_of(teacher, train, kind="shift")
+    later.load(path)
+    _, _, found = later.batch(indices, 1)
+    assert teacher.samples == 8, "asked once, by the first"
+    assert wanted is not None
+    assert found is not None
+    assert torch.equal(found, wanted)
+    later.batch(indices, 0)
+    assert teacher.samples == 16, "view 0 was not there"
+
+
+def test_outputs_are_written_again_only_if_there_are_more(train, tmp_path):
+    outputs, path = outputs_of(trained_model(), train), tmp_path / "outputs.safetensors"
+    outputs.batch(torch.arange(8), 0)
+    outputs.save(path)
+    path.unlink()
+    outputs.save(path)
+    assert not path.exists()
+    outputs.batch(torch.arange(9), 0)
+    outputs.save(path)
+    assert path.exists()
+
+
+def test_outputs_of_other_data_are_refused(train, tmp_path):
+    outputs, path = outputs_of(trained_model(), train), tmp_path / "outputs.safetensors"
+    outputs.batch(torch.arange(8), 0)
+    outputs.save(path)
+    fewer = Split(inputs=(train.inputs[0][:9],), targets=train.targets[:9])
+    with pytest.raises(ValueError, match=r"outputs of \(1, 256\) samples"):
+        outputs_of(trained_model(), fewer).load(path)
+
+
 def test_kept_outputs_are_those_of_the_teacher(train):
     teacher = trained_model()
     outputs = outputs_of(teacher, train)

@@ -47,6 +47,15 @@ def test_size_is_exact_after_one_file_of_its_kind(chain, chain_options):
     assert model.predict(dense)[0] - model.predict(half)[0] == 432
 
 
+def test_a_noisy_timing_moves_the_latency_table_less(chain, chain_options):
+    dense = chain_options.encode([chain.decode({})])
+    calm, noisy = (LatencyModel(chain_options, noise=noise) for noise in (0.0, 0.5))
+    believed = calm.predict(dense)[0]
+    for model in (calm, noisy):
+        model.observe(dense, np.array([2.0]))
+    assert believed < noisy.predict(dense)[0] < calm.predict(dense)[0] < 2.0
+
+
 def test_latency_learns_which_layer_takes_the_time(chain, chain_options):
     """Nine tenths of the time are in layer b; the first guess goes by multiply-accumulates."""
     model = LatencyModel(chain_options)

@@ -170,6 +170,8 @@ def test_a_training_that_cannot_reach_the_front_ends_at_its_rung(task: Task, mon
     assert ended.state is TrialState.STOPPED
     assert ended.reason.startswith("after 40% of its training it lost 0.4000")
     assert ended.rung_drop == 0.4
+    assert ended.rung_s is not None
+    assert 0 < ended.rung_s <= ended.durations_s["train"]
     assert not (task.source.folder / "trial-14").exists(), "nothing is left of it"
     anchor = _run(task, 15, _plan(task), rivals=(barely,), rung=Rung(hope=0.5))
     assert anchor.state is TrialState.COMPLETE, "an anchor is trained whatever it looks like"

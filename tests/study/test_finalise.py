@@ -40,3 +40,8 @@ def test_what_stays_beyond_the_allowed_drop_counts_for_little():
 
 def test_the_front_is_looked_at_in_the_order_of_what_each_contributes():
     assert candidates(FRONT) == [1, 2]
+
+
+def test_what_is_better_than_the_dense_network_is_looked_at_though_it_adds_no_hypervolume():
+    front = [rival(1, 0.0, 0.2, 0.5), rival(2, -0.01, 0.3, 0.6), rival(3, 0.0, 0.3, 0.6)]
+    assert candidates(front) == [1, 2]

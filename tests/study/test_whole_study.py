@@ -97,6 +97,8 @@ def test_the_baseline_is_the_dense_file_as_measured(run: Run):
     assert baseline.val > 0.8, "the teacher was trained"
     assert baseline.params == sum(p.numel() for p in trained_model().parameters())
     assert baseline.latency_ms == pytest.approx(median_ms(path), rel=2)
+    assert baseline.latency_sd is not None
+    assert 0 < baseline.latency_sd < 1
 
 
 def test_the_plans_everybody_would_try_are_the_first(run: Run):
