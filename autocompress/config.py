@@ -197,7 +197,9 @@ class SearchConfig(Table):
     seed: int = Field(0, ge=0, lt=2**31)
     max_trials: int | None = Field(None, ge=1, description="end after so many trials, of whatever origin")
     train_s: float | None = Field(None, gt=0, description="seconds of training per trial; omitted: from the budget")
-    final_share: float = Field(0.45, ge=0, le=0.8, description="share of the time kept for the final stage, once all is prepared")
+    final_share: float = Field(
+        0.45, ge=0, le=0.8, description="share of the time kept for the final stage, once all is prepared"
+    )
     batch_size: int = Field(64, ge=1, description="samples per training step")
     max_drop: float | None = Field(None, ge=0, description="largest loss of the metric; 0.01 is one point of accuracy")
     max_size: Size = Field(None, description="largest artifact: 50kB")

@@ -32,6 +32,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "openvino": ("measure/",),
     "ml_dtypes": ("export/", "compress/"),
     "optuna": ("study/", "search/sampler.py", "search/front_sampler.py", "search/knob_sampler.py", "search/ranges.py"),
+    "threadpoolctl": ("search/front_sampler.py",),
     "sqlalchemy": ("study/database.py", "service/jobs.py"),
     "ray": ("study/executors.py",),
     "typer": ("cli.py",),

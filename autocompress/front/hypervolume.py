@@ -91,7 +91,7 @@ def expected_gain(mean: ArrayLike, sd: ArrayLike, cheap: ArrayLike, front: Array
 
 
 def _areas(cheap: Floats, others: Floats) -> Floats:
-    """Area that boxes at `cheap` [n, 2] add to the first 0, 1, ... m of `others` [m, 2], in the unit square, [n, m + 1].
+    """Area of the unit square that boxes at `cheap` [n, 2] add to the first 0, 1, ... m of `others` [m, 2], [n, m + 1].
 
     Between two neighbouring x of the others, what the first k of them leave free is as high as the lowest of them
     that begins at the left of it.

@@ -17,6 +17,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import ThreadpoolController
 
 from autocompress.front.hypervolume import Direction, expected_gain, metric_drop
 from autocompress.front.pareto import non_dominated
@@ -114,6 +115,7 @@ class FrontSampler(BaseSampler):
         raw = space.raw()
         self._raw = distributions(raw)
         self._choices = {n: p.choices for n, p in raw.items() if n in _SETTINGS}
+        self._threads = ThreadpoolController()  # products this small take five times as long on two threads
         self._random = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
         self._learned = 0
@@ -130,7 +132,8 @@ class FrontSampler(BaseSampler):
     ) -> dict[str, Any]:
         """A value for every raw parameter; what is believed of the plan is kept as a system attribute."""
         self._learn(study)
-        params, belief = self.propose()
+        with self._threads.limit(limits=1, user_api="blas"):
+            params, belief = self.propose()
         study._storage.set_trial_system_attr(trial._trial_id, BELIEF, belief)
         return {name: value for name, value in params.items() if name in search_space}
 
