@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,9 @@ import typer
 from autocompress.errors import AutocompressError, ConstraintError, UsageError
 
 if TYPE_CHECKING:
+    from autocompress.api import StudyResult
     from autocompress.records import StudyRecord
+    from autocompress.service.client import Client
 
 INTERRUPTED = 130
 
@@ -46,6 +49,15 @@ Workspace = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        envvar="AUTOCOMPRESS_SERVER",
+        help="Ask this server instead of the workspace; its token is in AUTOCOMPRESS_TOKEN.",
+    ),
+]
 _WORKSPACE = Path("autocompress-runs")
 
 
@@ -84,13 +96,16 @@ def search(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     max_trials: Annotated[int | None, typer.Option(help="End after so many trials.")] = None,
     workspace: Workspace = _WORKSPACE,
+    server: Server = None,
     as_json: AsJson = False,
 ) -> int:
     """Search compressed versions of a model until the budget ends."""
+    flags = {"budget": budget, "seed": seed, "max_trials": max_trials}
+    if server is not None:
+        return _search_there(server, workspace, study, overrides or [], name, flags, as_json)
     from autocompress.api import study_names
     from autocompress.study_file import environment_overrides, find_study, toml_value
 
-    flags = {"budget": budget, "seed": seed, "max_trials": max_trials}
     given = [f"search.{key}={toml_value(value)}" for key, value in flags.items() if value is not None]
     every = [*environment_overrides(os.environ), *(overrides or []), *given]
     config, base = find_study(study, overrides=every, workspace=workspace)
@@ -112,12 +127,14 @@ def search(
         ) as view,
     ):
         record = search_study(config, workspace=workspace, base=base, listener=view)
-    return _finish(record, workspace, as_json)
+    return _finish(_opened(record.name, workspace, None), as_json)
 
 
 @app.command(epilog="Example: autocompress resume digits")
-def resume(study: StudyName, workspace: Workspace = _WORKSPACE, as_json: AsJson = False) -> int:
+def resume(study: StudyName, workspace: Workspace = _WORKSPACE, server: Server = None, as_json: AsJson = False) -> int:
     """Continue an interrupted study with what is left of its budget."""
+    if server is not None:
+        return _resume_there(server, workspace, study, as_json)
     from autocompress.api import open_study
     from autocompress.front.summary import metric_direction
     from autocompress.study.run import resume_study
@@ -133,11 +150,11 @@ def resume(study: StudyName, workspace: Workspace = _WORKSPACE, as_json: AsJson 
     )
     with _interruptible(study), view:
         record = resume_study(study, workspace=workspace, listener=view)
-    return _finish(record, workspace, as_json)
+    return _finish(_opened(record.name, workspace, None), as_json)
 
 
 @app.command(epilog="Example: autocompress cancel digits")
-def cancel(study: StudyName, workspace: Workspace = _WORKSPACE, as_json: AsJson = False) -> None:
+def cancel(study: StudyName, workspace: Workspace = _WORKSPACE, server: Server = None, as_json: AsJson = False) -> None:
     """Ask a running search to end.
 
     What it found stays, and it can be resumed.
@@ -146,9 +163,16 @@ def cancel(study: StudyName, workspace: Workspace = _WORKSPACE, as_json: AsJson 
     from autocompress.records import StudyState
     from autocompress.study.store import StudyStore
 
-    state = open_study(study, workspace).record.state
-    running = state is StudyState.RUNNING
-    if running:
+    if server is not None:
+        client = _client(server, workspace)
+        summary = client.study(study)
+        running, state = summary["state"] in ("queued", "running", "finalising"), summary["state"]
+        if running:
+            client.post(f"/studies/{summary['id']}/cancel")
+    else:
+        state = open_study(study, workspace).record.state
+        running = state is StudyState.RUNNING
+    if running and server is None:
         with StudyStore(workspace) as store:
             store.request_cancel(study)
     text = f"asked {study} to end" if running else f"{study} is not running, it is {state}; nothing to cancel"
@@ -159,17 +183,17 @@ def cancel(study: StudyName, workspace: Workspace = _WORKSPACE, as_json: AsJson 
 
 
 @app.command("list", epilog="Example: autocompress list --json")
-def list_studies(workspace: Workspace = _WORKSPACE, as_json: AsJson = False) -> None:
+def list_studies(workspace: Workspace = _WORKSPACE, server: Server = None, as_json: AsJson = False) -> None:
     """List the studies of the workspace."""
-    rows = _study_rows(workspace)
+    rows = _study_rows(workspace) if server is None else _study_rows_there(server, workspace)
     if as_json:
-        _print_json({"workspace": str(workspace), "studies": rows})
+        _print_json({"workspace" if server is None else "server": str(server or workspace), "studies": rows})
     elif rows:
         from autocompress.terminal import print_studies
 
         print_studies(rows)
     else:
-        typer.echo(f"no studies yet in {workspace}; start one with `autocompress search`", err=True)
+        typer.echo(f"no studies yet in {server or workspace}; start one with `autocompress search`", err=True)
 
 
 @app.command(epilog="Example: autocompress show digits --trial 17")
@@ -177,19 +201,29 @@ def show(
     study: StudyName,
     trial: Annotated[int | None, typer.Option(help="Show this trial instead of the study.")] = None,
     workspace: Workspace = _WORKSPACE,
+    server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a study, or one of its trials.
 
     Configuration, groups and blocks, what was left alone and why, how the trials ended, and where the budget went.
     """
-    from autocompress.study.store import StudyStore
+    owner = None
+    if server is not None:
+        from autocompress.service.remote import RemoteStudy
 
-    with StudyStore(workspace, readonly=True) as store:
-        record = store.study(study)
-        trials = store.trials(study) if trial is None else [store.trial(study, trial)]
-        counts = store.counts(study)
-        owner = store.owner(study)
+        there = RemoteStudy(_client(server, workspace), study)
+        record, counts = there.record, Counter(there.detail["trials"])
+        trials = there.trials if trial is None else [there.trial(trial)]
+    else:
+        from autocompress.study.store import StudyStore
+
+        with StudyStore(workspace, readonly=True) as store:
+            record = store.study(study)
+            trials = store.trials(study) if trial is None else [store.trial(study, trial)]
+            counts = Counter({state.value: count for state, count in store.counts(study).items()})
+            owner = store.owner(study)
+    counts.pop("total", None)
     if as_json and trial is None:
         _print_json({"study": record.to_dict(), "trials": _counted(counts), "pid": owner})
     elif as_json:
@@ -201,17 +235,9 @@ def show(
 
 
 @app.command(epilog="Example: autocompress front digits --json")
-def front(study: StudyName, workspace: Workspace = _WORKSPACE, as_json: AsJson = False) -> None:
+def front(study: StudyName, workspace: Workspace = _WORKSPACE, server: Server = None, as_json: AsJson = False) -> None:
     """Show the Pareto front of a study, also while it runs."""
-    from autocompress.api import open_study
-
-    result = open_study(study, workspace)
-    if as_json:
-        _print_json(result.document())
-    else:
-        from autocompress.terminal import print_front
-
-        print_front(result.record, result.front)
+    _print_result(_opened(study, workspace, server), as_json, server)
 
 
 @app.command(epilog="Example: autocompress export digits --pick fast --max-drop 0.01 --out digits-bundle")
@@ -223,6 +249,7 @@ def export(
     max_latency: Annotated[float | None, typer.Option(help="Largest latency in milliseconds.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; STUDY-bundle by default.")] = None,
     workspace: Workspace = _WORKSPACE,
+    server: Server = None,
     as_json: AsJson = False,
 ) -> None:
     """Take one model away as a bundle.
@@ -231,17 +258,24 @@ def export(
 
     Limits that are not given are those of the study, except for trial:N.
     """
-    from autocompress.api import open_study
-
-    result = open_study(study, workspace)
+    result = _opened(study, workspace, server)
     limits = {"max_drop": max_drop, "max_size": max_size, "max_latency": max_latency}
     limits = {key: value for key, value in limits.items() if value is not None}
     own = {} if pick.startswith("trial:") else _constraints(result.record)
-    choice = result.best(pick=pick, **{**own, **limits})
-    folder = choice.export(out or Path(f"{study}-bundle"))
+    folder = out or Path(f"{study}-bundle")
+    if server is not None:
+        from autocompress.service.remote import RemoteStudy
+        from autocompress.service.remote import export as export_there
+
+        assert isinstance(result, RemoteStudy)
+        trial = export_there(result, {"pick": pick, **own, **limits}, folder)
+    else:
+        choice = result.best(pick=pick, **{**own, **limits})
+        choice.export(folder)
+        trial = choice.point.trial
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    document = {"study": study, "trial": choice.point.trial, "out": str(folder), "files": files}
-    _print(document, as_json, f"trial {choice.point.trial} is in {folder}: {', '.join(files)}")
+    document = {"study": study, "trial": trial, "out": str(folder), "files": files}
+    _print(document, as_json, f"trial {trial} is in {folder}: {', '.join(files)}")
 
 
 @app.command(epilog="Example: autocompress report digits --out digits.html")
@@ -313,11 +347,11 @@ def serve(
 
 
 @app.command(epilog="Example: autocompress devices --json")
-def devices(as_json: AsJson = False) -> None:
+def devices(workspace: Workspace = _WORKSPACE, server: Server = None, as_json: AsJson = False) -> None:
     """List the devices on which latency can be measured."""
     from autocompress.doctor import devices as local_devices
 
-    found = local_devices()
+    found = local_devices() if server is None else _client(server, workspace).get("/devices")["items"]
     lines = [f"{d['name']}  {d['runtime']} {d['version']}  {d['processor']}, {d['cores']} cores" for d in found]
     _print({"devices": found}, as_json, "\n".join(lines) or "no runtime is installed; `pip install onnxruntime`")
 
@@ -401,30 +435,104 @@ def _interruptible(name: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _finish(record: StudyRecord, workspace: Path, as_json: bool) -> int:
-    """Print what a search found; the exit code says whether it ended, and whether the constraints are met."""
-    from autocompress.api import StudyResult
-    from autocompress.records import StudyState
+def _opened(study: str, workspace: Path, server: str | None) -> StudyResult:
+    """A study of the workspace or of a server."""
+    if server is not None:
+        from autocompress.service.remote import RemoteStudy
 
-    result = StudyResult(record.name, workspace)
+        return RemoteStudy(_client(server, workspace), study)
+    from autocompress.api import open_study
+
+    return open_study(study, workspace)
+
+
+def _print_result(result: StudyResult, as_json: bool, server: str | None = None) -> None:
     if as_json:
         _print_json(result.document())
     else:
         from autocompress.terminal import print_front
 
-        print_front(result.record, result.front)
+        print_front(result.record, result.front, server=server)
+
+
+def _finish(result: StudyResult, as_json: bool, server: str | None = None) -> int:
+    """Print what a search found; the exit code says whether it ended, and whether the constraints are met."""
+    from autocompress.records import StudyState
+
+    record, there = result.record, f" --server {server}" if server else ""
+    _print_result(result, as_json, server)
     if record.state is StudyState.INTERRUPTED:
-        return _fail(f"interrupted; continue with `autocompress resume {record.name}`", INTERRUPTED)
+        return _fail(f"interrupted; continue with `autocompress resume {record.name}{there}`", INTERRUPTED)
     if record.state is StudyState.FAILED:
-        return _fail(record.message or f"study {record.name!r} failed; `autocompress show {record.name}` says why", 1)
+        said = f"study {record.name!r} failed; `autocompress show {record.name}{there}` says why"
+        return _fail(record.message or said, 1)
     if record.message:  # finished, but earlier than the budget: say why
         typer.echo(record.message, err=True)
-    if limits := _constraints(result.record):
+    if limits := _constraints(record):
         try:
             result.best(**limits)
         except ConstraintError as error:
             return _fail(str(error), error.exit_code)
     return 0
+
+
+# -- over a server
+
+
+def _client(server: str, workspace: Path) -> Client:
+    from autocompress.service.client import Client
+
+    return Client(server, workspace=workspace)
+
+
+def _search_there(
+    server: str,
+    workspace: Path,
+    study: str,
+    overrides: list[str],
+    name: str | None,
+    flags: dict[str, Any],
+    as_json: bool,
+) -> int:
+    from autocompress.service.remote import start
+    from autocompress.study_file import environment_overrides
+
+    client = _client(server, workspace)
+    every = [*environment_overrides(os.environ), *overrides]
+    summary = start(client, study, overrides=every, name=name, flags=flags)
+    return _follow(client, server, summary, as_json)
+
+
+def _resume_there(server: str, workspace: Path, study: str, as_json: bool) -> int:
+    client = _client(server, workspace)
+    summary = client.post(f"/studies/{client.study(study)['id']}/resume")
+    return _follow(client, server, summary, as_json)
+
+
+def _follow(client: Client, server: str, summary: dict[str, Any], as_json: bool) -> int:
+    """Show a search of a server until it is over; leaving it does not end it."""
+    from autocompress.service.remote import RemoteStudy, follow
+    from autocompress.terminal import open_view
+
+    name, task = summary["study"], client.get(f"/studies/{summary['id']}")["config"]["task"]
+    minimize = task["metric"] == "mse" or task["direction"] == "minimize"
+    try:
+        with open_view(name=name, metric=task["metric"], minimize=minimize) as view:
+            summary = follow(client, summary["id"], view)
+    except KeyboardInterrupt:
+        text = f"the search goes on; watch it with `autocompress front {name} --server {server}`"
+        return _fail(f"{text}, end it with `autocompress cancel {name} --server {server}`", INTERRUPTED)
+    if summary["record"] is None:
+        failed = summary["state"] == "failed"
+        text = summary["error"] or f"cancelled; continue with `autocompress resume {name} --server {server}`"
+        return _fail(text, UsageError.exit_code if failed else INTERRUPTED)
+    return _finish(RemoteStudy(client, name), as_json, server)
+
+
+def _study_rows_there(server: str, workspace: Path) -> list[dict[str, Any]]:
+    keys = ("study", "state", "created", "budget_s", "spent_s", "trials")
+    rows = [{key: entry[key] for key in keys} for entry in _client(server, workspace).studies()]
+    return rows[::-1]
 
 
 def _constraints(record: StudyRecord) -> dict[str, Any]:

@@ -277,15 +277,24 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a TOML file: {error}; `autocompress init` writes a correct one") from error
 
 
-def _apply_override(merged: dict[str, Any], text: str) -> None:
+def parse_override(text: str) -> tuple[str, str, Any]:
+    """Table, key and value of "table.key=value"; the value is read as TOML, and as a string if it is none.
+
+    Raises:
+        UsageError: it has another form.
+    """
     key, equals, value = text.partition("=")
     table, dot, field = key.strip().partition(".")
     if not (equals and dot and field):
         raise UsageError(f"--set takes table.key=value, got {text!r}; for example --set search.sampler=tpe")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        return table, field, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        parsed = value
+        return table, field, value
+
+
+def _apply_override(merged: dict[str, Any], text: str) -> None:
+    table, field, parsed = parse_override(text)
     target = merged.setdefault(table, {})
     if not isinstance(target, dict):
         raise UsageError(f"--set {text}: {table!r} is not a table; {_unknown('table', table, _tables())}")

@@ -216,8 +216,10 @@ def trial_line(trial: TrialRecord, *, on_front: bool, metric: str) -> str:
     return "  ".join(part for part in parts if part).rstrip()
 
 
-def print_front(study: StudyRecord, front: Sequence[FrontPoint], *, stream: TextIO | None = None) -> None:
-    """The front with, in words, what each point won, and what to do next."""
+def print_front(
+    study: StudyRecord, front: Sequence[FrontPoint], *, server: str | None = None, stream: TextIO | None = None
+) -> None:
+    """The front with, in words, what each point won, and what to do next; `server`: where the study is."""
     console = _stdout(stream)
     base, direction = study.baseline, metric_direction(study)
     console.print(headline(study))
@@ -252,7 +254,7 @@ def print_front(study: StudyRecord, front: Sequence[FrontPoint], *, stream: Text
     if study.message:
         console.print(study.message)
     for command in next_commands(study):
-        console.print(f"next: {command}")
+        console.print(f"next: {command}{f' --server {server}' if server else ''}")
 
 
 def headline(study: StudyRecord) -> str:

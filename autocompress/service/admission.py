@@ -7,6 +7,7 @@ unless the server was started with --allow-code.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from autocompress.service.uploads import Models
 from autocompress.study.store import STUDY_NAME
 
 MAX_FILE_CHARS = 64_000
+MAX_DOTS = 64
 DATA_SETS = ("digits", "fashion_mnist", "cifar10")  # those that take no path
 _BITS = (2, 3, 4, 8, 16, 32)
 UPLOADED = "model:"
@@ -54,6 +56,9 @@ def parse_study_file(text: str) -> dict[str, Any]:
     """
     if len(text) > MAX_FILE_CHARS:
         raise Problem(413, f"a study file may have at most {MAX_FILE_CHARS} characters, got {len(text)}")
+    if any(line.count(".") > MAX_DOTS for line in text.splitlines()):  # tomllib takes minutes for a key of 20,000 parts
+        detail = f"a line of the study file has more than {MAX_DOTS} dots"
+        raise Problem(422, detail, errors=[("study_file", detail)])
     try:
         return tomllib.loads(text)
     except RecursionError as error:
@@ -91,12 +96,14 @@ def validated(tables: Mapping[str, Any], *, name: str) -> StudyConfig:
         detail = "letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit"
         raise Problem(422, f"a study's name is {detail}", errors=[("name", detail)])
     try:
-        return StudyConfig.model_validate({**tables, "name": name})
-    except RecursionError as error:
-        raise Problem(422, "the study file is nested too deeply") from error
+        config = StudyConfig.model_validate({**tables, "name": name})
+        json.dumps(config.model_dump(mode="json"))
     except ValidationError as error:
         errors = [_wrong(entry) for entry in error.errors()[:20]]
         raise Problem(422, f"{errors[0][0]}: {errors[0][1]}", errors=errors) from error
+    except (RecursionError, ValueError) as error:  # deeper, or numbers longer, than JSON can say
+        raise Problem(422, f"the study file cannot be stored: {str(error)[:200]}") from error
+    return config
 
 
 def admit(config: StudyConfig, settings: Settings, *, models: Models) -> StudyConfig:

@@ -26,7 +26,7 @@ _STATUS: tuple[tuple[type[AutocompressError], int], ...] = (
 )
 
 
-class Problem(Exception):
+class Problem(HTTPException):  # of that kind, so that FastAPI lets one pass that a body raises
     """Something that a client should know.
 
     Args:
@@ -38,21 +38,23 @@ class Problem(Exception):
     def __init__(
         self, status: int, detail: str, *, errors: Sequence[tuple[str, str]] = (), headers: dict[str, str] | None = None
     ) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.errors, self.headers = status, detail, tuple(errors), headers or {}
+        super().__init__(status, detail, headers)
+        self.errors = tuple(errors)
 
 
 def problem_response(problem: Problem) -> Response:
     """The document of a problem."""
     document: dict[str, Any] = {
         "type": "about:blank",
-        "title": HTTPStatus(problem.status).phrase,
-        "status": problem.status,
+        "title": HTTPStatus(problem.status_code).phrase,
+        "status": problem.status_code,
         "detail": problem.detail,
     }
     if problem.errors:
         document["errors"] = [{"field": field, "detail": detail} for field, detail in problem.errors]
-    return Response(json.dumps(document), problem.status, headers=problem.headers, media_type=MEDIA_TYPE)
+    return Response(
+        json.dumps(document), problem.status_code, headers=dict(problem.headers or {}), media_type=MEDIA_TYPE
+    )
 
 
 def install(app: FastAPI) -> None:

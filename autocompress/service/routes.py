@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
@@ -154,23 +154,40 @@ def study_figure(
     return Response(views.kept(name, f"{figure}/{target}", draw), media_type="application/json", headers=tagged(etag))
 
 
-@router.get("/studies/{study_id}/events", tags=["events"], response_class=EventSourceResponse)
+def _admitted(request: Request) -> None:
+    """Refuses before the stream begins: later there is no status left to say so."""
+    parts = service(request)
+    if parts.hub.clients >= parts.settings.max_streams:
+        raise Problem(503, "too many clients listen already; try again later", headers={"retry-after": "10"})
+
+
+def _known(request: Request, study_id: str) -> str:
+    return service(request).views.name_of(study_id)
+
+
+LastId = Annotated[str | None, Header(alias="Last-Event-ID", max_length=30)]
+
+
+@router.get(
+    "/studies/{study_id}/events", tags=["events"], response_class=EventSourceResponse, dependencies=[Depends(_admitted)]
+)
 async def study_events(
-    request: Request, study_id: str, last_event_id: Annotated[str | None, Header()] = None
+    request: Request, name: Annotated[str, Depends(_known)], last_event_id: LastId = None
 ) -> AsyncIterator[ServerSentEvent]:
     """What happens to a study: `trial`, `state`, `front`, `job` and `heartbeat`."""
-    name = service(request).views.name_of(study_id)
-    async for event in _stream(request, name, last_event_id):
+    async for event in service(request).hub.listen(name, _number(last_event_id)):
         yield event
 
 
-@router.get("/events", tags=["events"], response_class=EventSourceResponse)
-async def events(
-    request: Request, last_event_id: Annotated[str | None, Header()] = None
-) -> AsyncIterator[ServerSentEvent]:
+@router.get("/events", tags=["events"], response_class=EventSourceResponse, dependencies=[Depends(_admitted)])
+async def events(request: Request, last_event_id: LastId = None) -> AsyncIterator[ServerSentEvent]:
     """What happens to all studies."""
-    async for event in _stream(request, None, last_event_id):
+    async for event in service(request).hub.listen(None, _number(last_event_id)):
         yield event
+
+
+def _number(last_event_id: str | None) -> int | None:
+    return int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else None
 
 
 Studies = Annotated[list[str], Query(alias="study", min_length=2, max_length=6)]
@@ -307,12 +324,3 @@ def _beliefs(request: Request, name: str) -> dict[str, Any]:
 
     kept: dict[str, Any] = json.loads(views.kept(name, "beliefs", read))
     return kept
-
-
-async def _stream(request: Request, name: str | None, last_event_id: str | None) -> AsyncIterator[ServerSentEvent]:
-    parts = service(request)
-    if parts.hub.clients >= parts.settings.max_streams:
-        raise Problem(503, "too many clients listen already; try again later", headers={"retry-after": "10"})
-    last = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else None
-    async for event in parts.hub.listen(name, last):
-        yield event

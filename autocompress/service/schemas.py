@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_MAX_DEPTH = 4
+
+
+def _depth(value: Any) -> int:
+    """Levels of lists and tables in a value; stops counting where there are too many."""
+    level, depth = [value], 0
+    while depth <= _MAX_DEPTH and level:
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+    return depth
 
 
 class _Request(BaseModel):
@@ -23,6 +39,13 @@ class NewStudy(_Request):
     device: str | None = Field(None, max_length=100, description="where latency is measured; device.name")
     priority: int = Field(0, ge=-100, le=100, description="higher goes first")
     set: dict[str, Any] = Field(default_factory=dict, max_length=100, description="values by dotted key")
+
+    @field_validator("set")
+    @classmethod
+    def _shallow(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if any(_depth(value) > _MAX_DEPTH for value in values.values()):
+            raise ValueError("a value is nested too deeply")
+        return values
 
 
 class Refinement(_Request):
