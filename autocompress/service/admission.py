@@ -11,11 +11,12 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from autocompress.config import BUILTIN_METRICS, StudyConfig
+from autocompress.config import BUILTIN_METRICS, ModelConfig, SearchConfig, SpaceConfig, StudyConfig, TeacherNetwork
+from autocompress.doctor import devices
 from autocompress.records import TrialRecord
 from autocompress.resources import resource
 from autocompress.service.problems import Problem
@@ -28,6 +29,17 @@ MAX_DOTS = 64
 DATA_SETS = ("digits", "fashion_mnist", "cifar10")  # those that take no path
 _BITS = (2, 3, 4, 8, 16, 32)
 UPLOADED = "model:"
+# Keys that hold numbers, switches, or names out of a list of our own; the others are looked at one by one below.
+_HARMLESS: dict[str, tuple[str, ...]] = {
+    "model": ("factory", "args", "weights", "epochs", "learning_rate"),
+    "teacher": ("networks", "with_model"),
+    "data": ("factory", "augment", "val_share", "test_share", "max_val"),
+    "task": ("metric", "direction"),
+    "device": ("name", "runtime", "threads", "batch"),
+    "space": tuple(SpaceConfig.model_fields),
+    "search": tuple(SearchConfig.model_fields),
+}
+Network = TypeVar("Network", ModelConfig, TeacherNetwork)
 MAX_ARGUMENT = 10_000
 _ARGUMENT = f"over HTTP, an argument of a network is a number up to {MAX_ARGUMENT}, true, false or a short text"
 _CODE = "it would run code or read a path that the client chose; start the server with --allow-code to permit that"
@@ -115,14 +127,20 @@ def admit(config: StudyConfig, settings: Settings, *, models: Models) -> StudyCo
         Problem: it names code, a path, or more than the server gives; per field.
     """
     refused: list[tuple[str, str]] = []
-    config = _with_weights(config, models, refused, settings)
     if config.search.budget > settings.max_budget_s:
         refused.append(("search.budget", f"at most {settings.max_budget_s:g} seconds on this server"))
     if not settings.allow_code:
-        refused += _names_code(config)
+        refused += _beyond_data(config)
+    known = {entry["id"]: entry for entry in models.listed() if models.path(entry["id"]).is_file()}
+    model = _with_weights(config.model, "model", known, models, refused, settings)
+    networks = tuple(
+        _with_weights(network, f"teacher.networks.{place}", known, models, refused, settings)
+        for place, network in enumerate(config.teacher.networks)
+    )
     if refused:
         raise Problem(422, f"{refused[0][0]}: {refused[0][1]}", errors=refused)
-    return config
+    teacher = config.teacher.model_copy(update={"networks": networks})
+    return config.model_copy(update={"model": model, "teacher": teacher})
 
 
 def refined(config: StudyConfig, trial: TrialRecord) -> dict[str, Any]:
@@ -152,20 +170,35 @@ def refined(config: StudyConfig, trial: TrialRecord) -> dict[str, Any]:
     return tables
 
 
-def _names_code(config: StudyConfig) -> list[tuple[str, str]]:
+def _beyond_data(config: StudyConfig) -> list[tuple[str, str]]:
+    """What of a study is more than data: keys that are not known to be harmless, and what names code or a path.
+
+    A key that a later version adds is refused until somebody has thought about it here.
+    """
     refused = []
-    factory, data = config.model.factory, config.data
-    if ":" in factory and not factory.startswith("torchvision:"):
-        refused.append(("model.factory", f"only built-in networks: {_CODE}"))
-    refused += [(f"model.args.{key}", _ARGUMENT) for key, value in config.model.args.items() if not _is_small(value)]
-    if data.factory not in DATA_SETS:
+    default, given = StudyConfig().model_dump(), config.model_dump()
+    for table, values in given.items():
+        if table == "name":
+            continue
+        open_keys = _HARMLESS.get(table, ())
+        unknown = [key for key in values if key not in open_keys and values[key] != default[table][key]]
+        refused += [(f"{table}.{key}", f"cannot be set over HTTP: {_CODE}") for key in unknown]
+    refused += _network(config.model.factory, config.model.args, "model")
+    for place, network in enumerate(config.teacher.networks):
+        refused += _network(network.factory, network.args, f"teacher.networks.{place}")
+    if config.data.factory not in DATA_SETS:
         refused.append(("data.factory", f"only {', '.join(DATA_SETS)}: {_CODE}"))
-    if data.args:
-        refused.append(("data.args", f"built-in data sets take none over HTTP: {_CODE}"))
-    if data.download:
-        refused.append(("data.download", "this server fetches nothing for a client; download the data on its machine"))
     if config.task.metric not in BUILTIN_METRICS:
         refused.append(("task.metric", f"only {', '.join(BUILTIN_METRICS)}: {_CODE}"))
+    if config.device.name not in (names := sorted({str(device["name"]) for device in devices()})):
+        refused.append(("device.name", f"this server has {', '.join(names)}"))
+    return refused
+
+
+def _network(factory: str, args: Mapping[str, Any], where: str) -> list[tuple[str, str]]:
+    refused = [(f"{where}.args.{key}", _ARGUMENT) for key, value in args.items() if not _is_small(value)]
+    if ":" in factory and not factory.startswith("torchvision:"):
+        refused.append((f"{where}.factory", f"only built-in networks: {_CODE}"))
     return refused
 
 
@@ -178,25 +211,28 @@ def _is_small(value: Any) -> bool:
 
 
 def _with_weights(
-    config: StudyConfig, models: Models, refused: list[tuple[str, str]], settings: Settings
-) -> StudyConfig:
-    weights = config.model.weights
+    network: Network,
+    where: str,
+    known: Mapping[str, Mapping[str, Any]],
+    models: Models,
+    refused: list[tuple[str, str]],
+    settings: Settings,
+) -> Network:
+    """The same network with the path of its uploaded weights in place of their id."""
+    weights, field = network.weights, f"{where}.weights"
     if weights is None:
-        return config
+        return network
     if not weights.startswith(UPLOADED):
         if not settings.allow_code:
-            refused.append(("model.weights", f'"{UPLOADED}ID" of an uploaded model, or nothing: {_CODE}'))
-        return config
+            refused.append((field, f'"{UPLOADED}ID" of an uploaded model, or nothing: {_CODE}'))
+        return network
     identifier = weights.removeprefix(UPLOADED)
-    entry = next((e for e in models.listed() if e["id"] == identifier), None)
-    if entry is None or not models.path(identifier).is_file():
-        refused.append(("model.weights", "no such uploaded model; POST /api/v1/models takes one"))
-        return config
-    if (entry["architecture"], entry["args"]) != (config.model.factory, config.model.args):
-        refused.append(("model.weights", f"these weights are of {entry['architecture']} with {entry['args']}"))
-    return config.model_copy(
-        update={"model": config.model.model_copy(update={"weights": str(models.path(identifier))})}
-    )
+    if (entry := known.get(identifier)) is None:
+        refused.append((field, "no such uploaded model; POST /api/v1/models takes one"))
+        return network
+    if (entry["architecture"], entry["args"]) != (network.factory, network.args):
+        refused.append((field, f"these weights are of {entry['architecture']} with {entry['args']}"))
+    return network.model_copy(update={"weights": str(models.path(identifier))})
 
 
 def _wrong(entry: Mapping[str, Any]) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -11,17 +12,16 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
 from autocompress.config import StudyConfig
-from autocompress.front.beliefs import belief_facts, belief_lines
+from autocompress.doctor import devices as local_devices
 from autocompress.front.compare import compare_document
 from autocompress.front.point import point_document
-from autocompress.front.summary import metric_direction
 from autocompress.front.table import trial_columns
-from autocompress.records import TrialState, finite
+from autocompress.records import TrialState
 from autocompress.service.admission import builtin_studies
 from autocompress.service.problems import Problem
 from autocompress.service.schemas import ProblemView, StudyDetail, StudyList, TrialList
 from autocompress.service.state import is_current, not_modified, service, tagged
-from autocompress.service.views import StudyView, trial_row
+from autocompress.service.views import StudyView, as_json
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ProblemView}, "5XX": {"model": ProblemView}}
 router = APIRouter(prefix="/api/v1", responses=PROBLEMS)
@@ -31,7 +31,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 def json_response(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON without NaN."""
-    return Response(_json(content), status, headers=headers, media_type="application/json")
+    return Response(as_json(content), status, headers=headers, media_type="application/json")
 
 
 @router.get("/health", tags=["server"])
@@ -63,7 +63,7 @@ def study(request: Request, study_id: str) -> Response:
     """A study: its configuration, what the network is made of, what was skipped and why, where the time went."""
     views = service(request).views
     name = views.name_of(study_id)
-    return json_response({**views.detail(name), "beliefs": _beliefs(request, name)})
+    return Response(views.detail(name), media_type="application/json")
 
 
 @router.get("/studies/{study_id}/front", tags=["studies"])
@@ -96,10 +96,9 @@ def trials(
     etag = f'"trials-{view.version if view else 0}-{after}-{limit}-{state}"'
     if is_current(request, etag):
         return not_modified(etag)
-    found = views.store.trial_page(name, after=after, limit=limit + 1, state=state) if view else []
-    page = [trial_row(trial) for trial in found[:limit]]
-    body = {"items": page, "next": page[-1]["trial"] if len(found) > limit else None}
-    return json_response(body, headers=tagged(etag))
+    rows, following = views.trial_page(name, after=after, limit=limit, state=state) if view else ("[]", None)
+    text = f'{{"items":{rows},"next":{json.dumps(following)}}}'
+    return Response(text, media_type="application/json", headers=tagged(etag))
 
 
 @router.get("/studies/{study_id}/trials/{number}", tags=["trials"])
@@ -131,7 +130,7 @@ def table(request: Request, study_id: str) -> Response:
     if is_current(request, etag):
         return not_modified(etag)
     views = service(request).views
-    text = views.kept(name, "table", lambda: _json(trial_columns(view.record, views.trials(name))))
+    text = views.kept(name, "table", lambda: as_json(trial_columns(view.record, views.trials(name))))
     return Response(text, media_type="application/json", headers=tagged(etag))
 
 
@@ -223,8 +222,6 @@ def builtins(request: Request) -> Response:
 @router.get("/devices", tags=["server"])
 def devices(request: Request) -> Response:
     """Where latency can be measured, and what keeps each device busy."""
-    from autocompress.doctor import devices as local_devices
-
     views = service(request).views
     active = [s for s in views.summaries() if s["state"] in ("queued", "running", "finalising")]
     items = [
@@ -233,7 +230,7 @@ def devices(request: Request) -> Response:
             "running": [s["id"] for s in active if s["device"] == device["name"] and s["state"] != "queued"],
             "queued": sum(s["device"] == device["name"] and s["state"] == "queued" for s in active),
         }
-        for device in local_devices()
+        for device in _devices()
     ]
     return json_response({"items": items, "parallel": service(request).settings.parallel})
 
@@ -272,6 +269,12 @@ def audit(request: Request, limit: Limit = 100, before: int | None = None) -> Re
     return json_response({"items": entries, "next": entries[-1]["id"] if len(entries) == limit else None})
 
 
+@cache
+def _devices() -> list[dict[str, str | int]]:
+    """What is installed does not change while the server runs."""
+    return local_devices()
+
+
 # -- what the routes share
 
 
@@ -300,27 +303,3 @@ def _figure_json(figure: Any) -> str:
 
 def _drawn(figure: Any, etag: str | None) -> Response:
     return Response(_figure_json(figure), media_type="application/json", headers=tagged(etag) if etag else None)
-
-
-def _json(content: Any) -> str:
-    return json.dumps(finite(content), separators=(",", ":"), allow_nan=False)
-
-
-def _beliefs(request: Request, name: str) -> dict[str, Any]:
-    views = service(request).views
-    if (view := views.view(name)) is None or view.record.baseline is None:
-        return {"lines": []}
-
-    def read() -> str:
-        facts = belief_facts(
-            views.trials(name),
-            view.record.baseline,
-            direction=metric_direction(view.record),
-            objectives=view.record.objectives,
-        )
-        numbers = {"rank_correlation": facts.rank_correlation, "within": facts.within}
-        errors = {"size_error": facts.size_error, "latency_error": facts.latency_error}
-        return json.dumps(finite({"lines": belief_lines(facts), **numbers, **errors}))
-
-    kept: dict[str, Any] = json.loads(views.kept(name, "beliefs", read))
-    return kept

@@ -6,6 +6,7 @@ Everything comes from the store and from `front/`, like the answers of the comma
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 from autocompress.api import front_trials
 from autocompress.errors import AutocompressError, NotFoundError
+from autocompress.front.beliefs import belief_facts, belief_lines
 from autocompress.front.choose import pick
 from autocompress.front.explain import words
 from autocompress.front.summary import front_document, front_points, metric_direction
@@ -50,6 +52,7 @@ class _Trials:
     version: str
     place: int
     by_number: dict[int, TrialRecord]
+    texts: dict[int, str]
 
 
 def study_id(name: str) -> str:
@@ -126,19 +129,40 @@ class Views:
 
     def trials(self, name: str) -> list[TrialRecord]:
         """All trials of a study in the order of their numbers; only what was written since is read."""
+        return list(self._kept_trials(name).by_number.values())
+
+    def trial_page(self, name: str, *, after: int, limit: int, state: TrialState | None) -> tuple[str, int | None]:
+        """Rows of at most `limit` trials behind number `after`, as a JSON list, and where the next page begins."""
+        kept = self._kept_trials(name)
+        behind = [t for t in kept.by_number.values() if t.trial > after and state in (None, t.state)]
+        for trial in behind[:limit]:
+            if trial.trial not in kept.texts:
+                kept.texts[trial.trial] = as_json(trial_row(trial))
+        page = ",".join(kept.texts[trial.trial] for trial in behind[:limit])
+        return f"[{page}]", behind[limit - 1].trial if len(behind) > limit else None
+
+    def _kept_trials(self, name: str) -> _Trials:
         view = self.view(name)
         version = view.version if view else ""
         with self._making:
-            kept = self._trials.pop(name, _Trials(version="", place=0, by_number={}))
-            self._trials[name] = kept  # now the one that was used last
+            kept = self._trials.pop(name, None) or _Trials(version="", place=0, by_number={}, texts={})
             if kept.version != version:
-                while rows := self.store.written_since(kept.place, name=name):
-                    kept.by_number |= {trial.trial: trial for _, _, trial in rows}
-                    kept.place = rows[-1][0]
-                kept.version = version
+                kept = self._newer(name, version, kept)
+            self._trials[name] = kept  # now the one that was used last
             for oldest in list(self._trials)[:-_KEPT_STUDIES]:
                 del self._trials[oldest]
-            return [kept.by_number[number] for number in sorted(kept.by_number)]
+            return kept
+
+    def _newer(self, name: str, version: str, kept: _Trials) -> _Trials:
+        """The same with what was written since; a new object, for others may be reading the old one."""
+        trials, place = dict(kept.by_number), kept.place
+        texts = dict(kept.texts)
+        while rows := self.store.written_since(place, name=name):
+            trials |= {trial.trial: trial for _, _, trial in rows}
+            for _, _, trial in rows:
+                texts.pop(trial.trial, None)
+            place = rows[-1][0]
+        return _Trials(version=version, place=place, by_number=dict(sorted(trials.items())), texts=texts)
 
     def kept(self, name: str, what: str, make: Callable[[], str]) -> str:
         """Something that is made from all trials of a study, made once per version of it."""
@@ -201,23 +225,35 @@ class Views:
             "error": error or (view.record.message or None if view and state == "failed" else None),
         }
 
-    def detail(self, name: str) -> dict[str, Any]:
-        """A study with its configuration, what the search knows of the network, and where the time went."""
+    def detail(self, name: str) -> str:
+        """A study with its configuration, what the search knows of the network, and where the time went; JSON."""
         summary, view = self.summary(name), self.view(name)
         if view is None:
             job = self.snapshot()[1][name]
-            return {**summary, "config": _shown(job.spec["config"]), "facts": None, "time": {}, "record": None}
+            rest = {"config": _shown(job.spec["config"]), "facts": None, "time": {}, "record": None}
+            return as_json({**summary, **rest, "beliefs": {"lines": []}})
+        # Most of it changes with the trials only, and takes milliseconds to say.
+        return f"{as_json(summary)[:-1]},{self.kept(name, 'detail', lambda: self._lasting(name, view))[1:]}"
+
+    def _lasting(self, name: str, view: StudyView) -> str:
         record = {**view.record.to_dict(), "base": None}  # where files lie on the server is nobody's business
         record["config"] = _shown(record["config"])
-        return {
-            **summary,
-            "config": record["config"],
-            "facts": record["facts"],
-            "baseline": record["baseline"],
-            "time": record["durations_s"],
-            "message": record["message"],
-            "record": finite(record),
-        }
+        return as_json(
+            {
+                **{key: record[key] for key in ("config", "facts", "baseline", "message")},
+                "time": record["durations_s"],
+                "record": record,
+                "beliefs": self._beliefs(name, view),
+            }
+        )
+
+    def _beliefs(self, name: str, view: StudyView) -> dict[str, Any]:
+        if view.record.baseline is None:
+            return {"lines": []}
+        direction = metric_direction(view.record)
+        facts = belief_facts(self.trials(name), view.record.baseline, direction=direction)
+        numbers = ("rank_correlation", "within", "size_error", "latency_error")
+        return {"lines": belief_lines(facts), **{number: getattr(facts, number) for number in numbers}}
 
     def _job(self, job: Job | None) -> dict[str, Any] | None:
         if job is None:
@@ -254,6 +290,11 @@ class Views:
             document=finite(document),
             best=_best(record, front),
         )
+
+
+def as_json(content: Any) -> str:
+    """JSON without NaN and without blanks."""
+    return json.dumps(finite(content), separators=(",", ":"), allow_nan=False)
 
 
 def trial_row(trial: TrialRecord) -> dict[str, Any]:
@@ -309,10 +350,16 @@ def _counted(counts: Mapping[TrialState, int]) -> dict[str, int]:
 
 def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without the paths of this machine."""
-    model = dict(config.get("model", {}))
-    if model.get("weights"):
-        model["weights"] = Path(model["weights"]).name
-    return {**config, "model": model}
+    teacher = dict(config.get("teacher", {}))
+    if teacher.get("networks"):
+        teacher["networks"] = [_without_folder(network) for network in teacher["networks"]]
+    shown = {**config, "model": _without_folder(config.get("model", {}))}
+    return {**shown, "teacher": teacher} if teacher else shown
+
+
+def _without_folder(network: Mapping[str, Any]) -> dict[str, Any]:
+    weights = network.get("weights")
+    return {**network, "weights": Path(weights).name} if weights else dict(network)
 
 
 def iso_time(seconds: float | None) -> str | None:

@@ -282,19 +282,6 @@ class StudyStore:
             )
             connection.execute("UPDATE ac_study SET revision = revision + 1 WHERE name = ?", (name,))
 
-    def trial_page(
-        self, name: str, *, after: int = -1, limit: int = 100, state: TrialState | None = None
-    ) -> list[TrialRecord]:
-        """At most `limit` trials with numbers above `after`, in their order, perhaps of one state only."""
-        query = "SELECT record FROM ac_trial WHERE study = ? AND number > ?"
-        values: list[object] = [name, after]
-        if state is not None:
-            query, values = f"{query} AND state = ?", [*values, state.value]
-        with self._database.read() as connection:
-            self._study_row(connection, name)
-            rows = connection.execute(f"{query} ORDER BY number LIMIT ?", (*values, limit)).fetchall()
-        return [TrialRecord.from_dict(json.loads(row["record"])) for row in rows]
-
     def last_written(self) -> int:
         """Place in the order of writing of the trial that was stored last, of any study; 0 before the first."""
         with self._database.read() as connection:

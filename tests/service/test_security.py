@@ -259,6 +259,16 @@ CODE = {
     "a path behind a model": (
         '[model]\nfactory = "resnet20"\nweights = "model:../../x"\n[data]\nfactory = "digits"', "model.weights"
     ),
+    "a teacher": (
+        '[model]\nfactory = "resnet20"\n[data]\nfactory = "digits"\n'
+        '[teacher]\nnetworks = [{factory = "os:system", weights = "x"}]',
+        "teacher.networks.0.factory",
+    ),
+    "weights of a teacher": (
+        '[model]\nfactory = "resnet20"\n[data]\nfactory = "digits"\n'
+        '[teacher]\nnetworks = [{factory = "resnet20", weights = "/etc/passwd"}]',
+        "teacher.networks.0.weights",
+    ),
     "a huge network": (
         '[model]\nfactory = "resnet20"\nargs = {width = 999999999}\n[data]\nfactory = "digits"', "model.args.width"
     ),
@@ -276,6 +286,22 @@ def test_a_study_file_that_names_code_or_a_path_is_refused_with_the_field(server
     assert answer.status == 422
     assert field in [error["field"] for error in answer.json["errors"]]
     assert all(entry["state"] == "finished" for entry in server.get("/api/v1/studies").json["items"])
+
+
+def test_every_key_of_a_study_file_that_can_hold_text_was_thought_about():
+    """A new key with text in it could be code or a path: look at `admission.py`, then add it here."""
+    from autocompress.config import StudyConfig
+    from autocompress.service.admission import _HARMLESS
+
+    text = {
+        f"{table}.{key}"
+        for table, model in StudyConfig.model_fields.items()
+        for key, field in getattr(model.annotation, "model_fields", {}).items()
+        if "str" in str(field.annotation) or "Any" in str(field.annotation) or "Network" in str(field.annotation)
+    }
+    checked = {"model.factory", "model.args", "model.weights", "teacher.networks", "data.factory", "task.metric"}
+    checked |= {"device.name", "device.runtime", "space.skip"}  # of a list, of a list, names of layers
+    assert {key for key in text if key.partition(".")[2] in _HARMLESS.get(key.partition(".")[0], ())} == checked
 
 
 def test_allow_code_lets_the_same_study_wait_in_the_queue(tmp_path):
