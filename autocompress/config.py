@@ -200,6 +200,8 @@ class SearchConfig(Table):
     final_share: float = Field(
         0.45, ge=0, le=0.8, description="share of the time kept for the final stage, once all is prepared"
     )
+    soup: bool = Field(False, description="average the weights of trained networks of one shape before the last look")
+    front_teacher: bool = Field(False, description="the best of the front teach along in the last trainings")
     batch_size: int = Field(64, ge=1, description="samples per training step")
     max_drop: float | None = Field(None, ge=0, description="largest loss of the metric; 0.01 is one point of accuracy")
     max_size: Size = Field(None, description="largest artifact: 50kB")

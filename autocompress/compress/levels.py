@@ -13,8 +13,10 @@ from torch import Tensor
 from autocompress.plan import Levels
 
 _TOP = 127
-_ROUNDS = 20
+_ROUNDS = 12
 _TABLE_BITS = range(2, 7)
+_FITS = 2  # of the table to the scales, and of the scales to the table
+_NEAR, _FAR = torch.linspace(0.76, 1.24, 9), torch.linspace(0.5, 4.0, 36)
 
 
 def has_table(bits: int, levels: Levels) -> bool:
@@ -41,16 +43,20 @@ def fit_levels(weight: Tensor, bits: int, levels: Levels, *, zero: bool = False)
         return torch.ones(1), torch.where(mean > 1e-18, mean, torch.ones_like(mean))
     if levels == "power_of_two":
         magnitudes = torch.tensor([0.0, *(2.0**i for i in range(2 ** (bits - 1) - 1))])
-        return magnitudes, _search_scale(flat, size, magnitudes)
-    centres = _kmeans((flat / size[:, None]).abs().flatten(), 2 ** (bits - 1), zero=zero)
-    scale = size * float(centres[-1]) / _TOP
-    return _whole(centres / centres[-1] * _TOP), scale
+        return magnitudes, _search_scale(flat, size / magnitudes[-1], magnitudes, _FAR)
+    for _ in range(_FITS):
+        centres = _kmeans((flat / size[:, None]).abs().flatten(), 2 ** (bits - 1), zero=zero)
+        size = _search_scale(flat, size, centres, _NEAR)
+    magnitudes = _whole(centres / centres[-1] * _TOP)
+    return magnitudes, size * float(centres[-1]) / _TOP
 
 
 def nearest(steps: Tensor, magnitudes: Tensor) -> Tensor:
     """The value of the table next to each step; 0 counts as positive where the table has no zero."""
-    borders = (magnitudes[1:] + magnitudes[:-1]) / 2
-    found = magnitudes[torch.bucketize(steps.abs().contiguous(), borders)]
+    size, borders = steps.abs(), ((magnitudes[1:] + magnitudes[:-1]) / 2).tolist()
+    found = torch.full_like(size, float(magnitudes[0]))
+    for border, rise in zip(borders, magnitudes.diff().tolist(), strict=True):
+        found.add_((size > border).to(size.dtype), alpha=rise)  # a search in the table takes ten times as long
     return torch.where(steps < 0, -found, found)
 
 
@@ -92,11 +98,11 @@ def _kmeans(sizes: Tensor, count: int, *, zero: bool) -> Tensor:
     return (centres if centres[-1] > 0 else torch.ones(1)).float()
 
 
-def _search_scale(flat: Tensor, size: Tensor, magnitudes: Tensor) -> Tensor:
-    """Of a grid of scales in proportion to each channel's size, the one with the least squared error, [out]."""
+def _search_scale(flat: Tensor, size: Tensor, magnitudes: Tensor, factors: Tensor) -> Tensor:
+    """Of a few multiples of each channel's size, the scale with the least squared error, [out]."""
     best, least = size, torch.full_like(size, torch.inf)
-    for share in torch.linspace(0.5, 4.0, 36):
-        scale = size * share / magnitudes[-1]
+    for factor in factors:
+        scale = size * factor
         error = (nearest(flat / scale[:, None], magnitudes) * scale[:, None] - flat).square().sum(1)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best

@@ -7,7 +7,7 @@ Each adds a term to the loss of every step. Both run a second network on every b
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,13 +21,13 @@ from autocompress.space.watch import watched
 
 _WEIGHTED = (*CONVS, nn.Linear)
 _POINTS = 3  # places inside of the network at which it is compared with its teacher
+_NEW, _SOLVED, _RIDGE = 0.1, 5, 1e-4  # weight of the newest batch; batches between two solutions; of the diagonal
 _DECAY = 0.98  # of the mean teacher: it averages over about 50 steps
 
 
 class Companion(Protocol):
-    """Adds to the loss of each step, and may bring parameters of its own that are trained along."""
+    """Adds to the loss of each step."""
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
     def loss(self, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor: ...
     def after_step(self, model: nn.Module) -> None: ...
     def close(self) -> None: ...
@@ -54,8 +54,9 @@ def companions_for(
 class Hints:
     """Compares what reaches a few layers in the student and in the teacher.
 
-    `hints` weighs the squared error of the student's channels, taken to the teacher's by a 1x1 adapter that starts
-    as the best linear map for one batch; it is relative to the teacher's own size. `attention` weighs the squared
+    `hints` weighs the squared error of the student's channels, taken to the teacher's by a 1x1 adapter; it is relative
+    to the teacher's own size. The adapter is the best linear map for the last few batches, in closed form: trained
+    along, with steps that suit a network, it took the student away from what it knew. `attention` weighs the squared
     distance between maps of where there is much, which need no adapter; features without places have none.
 
     Source: Romero et al. 2015, arXiv:1412.6550 (hints); Zagoruyko and Komodakis 2017, arXiv:1612.03928 (attention).
@@ -75,17 +76,7 @@ class Hints:
         self._seen: dict[str, dict[str, Tensor]] = {"student": {}, "teacher": {}}
         watched = (("student", student), ("teacher", self._teacher))
         self._handles = [self._watch(side, name, network) for side, network in watched for name in layers]
-        self._adapters: dict[str, nn.Parameter] = {}
-        if distill.hints > 0:
-            with torch.no_grad():
-                student(*example)
-                teacher(*example)
-            for name in layers:
-                own, wanted = (_rows(self._seen[side][name]) for side in ("student", "teacher"))
-                self._adapters[name] = nn.Parameter(torch.linalg.lstsq(own, wanted).solution.to(device))
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        return iter(self._adapters.values())
+        self._adapters = {name: Adapter() for name in layers} if distill.hints > 0 else {}
 
     def loss(self, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -95,7 +86,7 @@ class Hints:
             own = self._seen["student"][name]
             if name in self._adapters:
                 rows = _rows(wanted)
-                error = (_rows(own) @ self._adapters[name] - rows).square().mean()
+                error = (_rows(own) @ self._adapters[name](_rows(own.detach()), rows) - rows).square().mean()
                 total = total + self._distill.hints * error / rows.square().mean().clamp_min(1e-12)
             if self._distill.attention > 0 and wanted.ndim > 2:
                 total = total + self._distill.attention * (attention(own) - attention(wanted)).square().sum(1).mean()
@@ -115,6 +106,29 @@ class Hints:
         return network.get_submodule(name).register_forward_pre_hook(see)
 
 
+class Adapter:
+    """The linear map from one set of channels to another with the least squared error over the last batches."""
+
+    def __init__(self) -> None:
+        self._inner = self._cross = torch.zeros(0)
+        self._map = torch.zeros(0)
+        self._count = 0
+
+    @torch.no_grad()
+    def __call__(self, own: Tensor, wanted: Tensor) -> Tensor:
+        """The map [own channels, wanted channels], after these rows [n, channels] of both."""
+        inner, cross = own.T @ own / len(own), own.T @ wanted / len(own)
+        first = self._count == 0
+        self._inner = inner if first else self._inner.lerp(inner, _NEW)
+        self._cross = cross if first else self._cross.lerp(cross, _NEW)
+        if self._count % _SOLVED == 0:
+            ridge = _RIDGE * self._inner.diagonal().mean().clamp_min(1e-12)
+            identity = torch.eye(len(inner), device=inner.device)
+            self._map = torch.linalg.solve(self._inner + ridge * identity, self._cross)
+        self._count += 1
+        return self._map
+
+
 class MeanTeacher:
     """A running average of the student itself as a second teacher, on the same batch.
 
@@ -124,9 +138,6 @@ class MeanTeacher:
     def __init__(self, student: nn.Module, distill: DistillPlan, device: torch.device) -> None:
         self._distill, self._device = distill, device
         self._mean = _frozen_copy(student, device)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        return iter(())
 
     @property
     def mean(self) -> nn.Module:

@@ -183,9 +183,6 @@ def finetune_(
     sparsifier = Sparsifier(model, sparsity) if sparsity else None
     layouts = _Layouts(model)
     optimizer = Muon(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-    for own in (list(c.parameters()) for c in companions):
-        if own:
-            optimizer.add_param_group({"params": own, "lr": learning_rate, "weight_decay": 0.0})
     clock = _Clock(seconds=seconds, steps=steps)
     curve: list[tuple[float, float]] = []
     finite, rounding = True, False

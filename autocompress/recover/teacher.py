@@ -1,4 +1,4 @@
-"""Several networks as one teacher."""
+"""Several networks as one: as a teacher that says their mean, or as the mean of their weights."""
 
 from __future__ import annotations
 
@@ -25,3 +25,18 @@ class Ensemble(nn.Module):
             mean: Tensor = outputs.log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(len(outputs))))
             return mean
         return outputs.mean(0)
+
+
+@torch.no_grad()
+def average_(networks: Sequence[nn.Module]) -> nn.Module:
+    """The first network with the mean of all networks' parameters and float buffers, in place.
+
+    Args:
+        networks: of one shape, not empty.
+    Source: Wortsman et al. 2022, arXiv:2203.05482 (model soups).
+    """
+    states = [network.state_dict() for network in networks]
+    for name, value in states[0].items():
+        if value.is_floating_point():
+            value.copy_(torch.stack([state[name] for state in states]).mean(0))
+    return networks[0]

@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
 from autocompress.study.finalise import finalise
 from autocompress.study.ledger import LOST, Ledger
-from autocompress.study.requests import Request, Source
+from autocompress.study.requests import Member, Request, Source
 from autocompress.study.store import StudyStore
 
 Listener = Callable[[Progress | TrialRecord], None]
@@ -281,6 +281,8 @@ class Driver:
         train_s: float | None = None,
         deadline: float | None = None,
         parent: TrialRecord | None = None,
+        soup: Sequence[TrialRecord] = (),
+        teachers: Sequence[TrialRecord] = (),
     ) -> TrialRecord:
         """Have the worker run one plan and store what came of it."""
         number = self.ledger.next_number if asked is None else asked.number
@@ -292,6 +294,7 @@ class Driver:
             rung=self._rung(), parent=parent.trial if parent else None, parent_plan=parent.plan if parent else None,
             seen=parent.trained_samples if parent else 0,
             latency=self.store.latency(self.config.name, plan.structure_key()),
+            soup=_members(soup), teachers=_members(teachers),
         )  # fmt: skip
         failed = TrialRecord(trial=number, state=TrialState.FAILED, plan=plan, origin=origin, parent=request.parent)
         try:
@@ -424,6 +427,10 @@ class Driver:
         self.store.tick(self.config.name, self.spent_s, self.stage)
         if self.store.cancel_requested(self.config.name):
             raise Cancelled
+
+
+def _members(trials: Sequence[TrialRecord]) -> tuple[Member, ...]:
+    return tuple(Member(trial=t.trial, plan=t.plan) for t in trials)
 
 
 def _noise(value: float, samples: int) -> float:

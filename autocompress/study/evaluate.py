@@ -26,12 +26,14 @@ from autocompress.export.check import check_artifact
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Latency, Measurement, TrialRecord, TrialState, weighed_bytes
+from autocompress.recover.damage import reestimate_
 from autocompress.recover.finetune import TrainingReport, finetune_
+from autocompress.recover.teacher import average_
 from autocompress.search.stopping import hopeless, judge
 from autocompress.space.layers import count_macs
 from autocompress.space.search_space import kept_widths
 from autocompress.study.prepare import Ancestor, Report, Task, each_second
-from autocompress.study.requests import Examination, Request
+from autocompress.study.requests import Examination, Member, Request
 
 _ROUNDING_FROM, _CONTINUE_ROUNDING_FROM = 0.5, 0.2  # share of the training
 _LAST_LOOK_S = 0.8  # of timing
@@ -56,7 +58,7 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     folder = task.source.folder / f"trial-{request.trial}"
     path = folder / "model.onnx"
     with stages("prune"):
-        network = task.prune(plan, _ancestor(task, request))
+        network = task.prune(plan, _ancestor(task, request)) if not request.soup else _soup(task, request)
     with stages("emit"):
         sketch, rounded = _sketch(task, network, plan, path)
     with stages("latency"):
@@ -77,16 +79,17 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         rivals=request.rivals,
         constraints=request.constraints,
     )
-    train_s = min(request.train_s, request.deadline - time.monotonic() - 2 * stages.total()) if plan.trains else 0.0
+    trains = plan.trains and not request.soup
+    train_s = min(request.train_s, request.deadline - time.monotonic() - 2 * stages.total()) if trains else 0.0
     if not verdict.train and not request.anchor:
         return _ended(record, path, TrialState.INFEASIBLE if verdict.infeasible else TrialState.STOPPED, verdict.reason)
-    if plan.trains and train_s < request.train_s / 2:
+    if trains and train_s < request.train_s / 2:
         return _ended(record, path, TrialState.STOPPED, "too little time was left to train it")
     cheap = (size_ratio, latency.ratio)
     watch = _Watch(task, network, request, cheap, each_second(report, f"trial {request.trial}: training"))
     try:
         with stages("train"):
-            damage = task.damage(rounded) if plan.trains else 0.0
+            damage = task.damage(rounded) if trains else 0.0
             training = _recover(task, network, request, train_s, damage, watch)
     except Hopeless as end:
         record = replace(record, rung_drop=watch.drop, rung_s=watch.seconds)
@@ -192,14 +195,15 @@ def _recover(
     task: Task, network: nn.Module, request: Request, seconds: float, damage: float, on_step: Callable[[float], None]
 ) -> TrainingReport | None:
     plan = request.plan
-    if not plan.trains:
+    if request.soup or not plan.trains:
+        sparsify_(network, task.sparsity(plan))
         quantize_weights_(network, plan.weight_bits, plan.levels)
         return None
     companions = task.companions(network, plan.distill)
     try:
         outcome = finetune_(
             network,
-            task.outputs,
+            task.outputs_with([_as_ancestor(task, m) for m in request.teachers]),
             trainer=task.trainer,
             seconds=seconds,
             learning_rate=plan.learning_rate,
@@ -225,8 +229,18 @@ def _recover(
 def _ancestor(task: Task, request: Request) -> Ancestor | None:
     if request.parent is None or request.parent_plan is None:
         return None
-    weights = task.source.folder / f"trial-{request.parent}" / "weights.safetensors"
-    return Ancestor(plan=request.parent_plan, weights=weights) if weights.exists() else None
+    found = _as_ancestor(task, Member(trial=request.parent, plan=request.parent_plan))
+    return found if found.weights.exists() else None
+
+
+def _as_ancestor(task: Task, member: Member) -> Ancestor:
+    return Ancestor(plan=member.plan, weights=task.source.folder / f"trial-{member.trial}" / "weights.safetensors")
+
+
+def _soup(task: Task, request: Request) -> nn.Module:
+    """One network with the mean of several networks' float weights; its batch norms are re-estimated."""
+    networks = [task.prune(request.plan, _as_ancestor(task, member)) for member in request.soup]
+    return reestimate_(average_(networks), task.exporter.samples)
 
 
 def _ended(record: TrialRecord, path: Path, state: TrialState, reason: str) -> TrialRecord:

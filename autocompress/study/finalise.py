@@ -23,6 +23,8 @@ _AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is
 _MOST = 12
 _BEYOND = 0.1  # what a gain beyond the allowed drop is worth
 _MARGIN_S = 1.0
+_TEACHERS, _IN_SOUP = 2, 4
+_ALIKE = 0.01  # a network that is worse by more spoils a soup
 _TIMING_S = 1.5  # of one artifact
 
 
@@ -39,7 +41,10 @@ def finalise(driver: Driver) -> None:
             train_s=seconds,
             deadline=deadline,
             parent=parent,
+            teachers=_teachers(driver) if driver.config.search.front_teacher else (),
         )
+    if driver.config.search.soup:
+        _make_soups(driver)
     _examine(driver)
 
 
@@ -91,6 +96,47 @@ def prospect(rival: Rival, rivals: list[Rival], *, longer: float, max_drop: floa
     front = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals])
     share = 1.0 if max_drop is None or drop <= max_drop else _BEYOND
     return share * gain((drop, rival.size_ratio, rival.latency_ratio), front)
+
+
+def _teachers(driver: Driver) -> list[TrialRecord]:
+    """The most accurate trained networks of the front before the last trainings: those teach along."""
+    by_number = {t.trial: t for t in driver.trials}
+    trained = [r for r in driver.rivals() if by_number[r.trial].origin != "final" and r.plan.trains]
+    return [by_number[r.trial] for r in sorted(trained, key=lambda r: (r.drop, r.trial))[:_TEACHERS]]
+
+
+def _make_soups(driver: Driver) -> None:
+    """Average the weights of trained networks of one shape, for each shape that the front has, as far as time goes."""
+    for members in soups(list(driver.rivals())):
+        needed = _reserve_s(driver) + driver.overhead_s()
+        if driver.at_limit or time.monotonic() + needed > driver.end:
+            return
+        by_number = {t.trial: t for t in driver.trials}
+        trials = [by_number[r.trial] for r in members]
+        driver.say(f"averaging trials {', '.join(str(t.trial) for t in trials)}")
+        driver.evaluate(trials[0].plan, origin="soup", anchor=True, deadline=driver.end, parent=trials[0], soup=trials)
+
+
+def soups(rivals: list[Rival]) -> list[list[Rival]]:
+    """Trained trials of one shape, the best first, that are about as good: what is worth averaging.
+
+    Their plans may differ in how weights are rounded, which the float weights know nothing of. One on the front
+    must be among them.
+    """
+    on_front = set(candidates(rivals))
+    shapes: dict[str, list[Rival]] = {}
+    for rival in rivals:
+        plan = rival.plan
+        if plan.trains:
+            key = (sorted((g, r) for g, r in plan.prune_ratio.items() if r > 0), plan.removed_blocks, plan.importance)
+            shapes.setdefault(repr(key), []).append(rival)
+    found = []
+    for alike in shapes.values():
+        best = min(alike, key=lambda r: (r.drop, r.trial))
+        near = sorted((r for r in alike if r.drop <= best.drop + _ALIKE), key=lambda r: (r.drop, r.trial))
+        if len(near) > 1 and any(r.trial in on_front for r in near):
+            found.append(near[:_IN_SOUP])
+    return found
 
 
 def _reserve_s(driver: Driver) -> float:

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ class Task:
     grams: Grams | None
     outputs_file: Path | None = None
     _teacher_value: float | None = None
+    _joint: tuple[tuple[str, ...], TeacherOutputs] | None = None
     _teacher_outputs: Tensor | None = None
     _scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
@@ -156,6 +157,21 @@ class Task:
         if self.outputs_file is not None:
             self.outputs_file.parent.mkdir(parents=True, exist_ok=True)
             self.outputs.save(self.outputs_file)
+
+    def outputs_with(self, members: Sequence[Ancestor]) -> TeacherOutputs:
+        """The teacher's outputs, or those of its mean with trained networks; the last such teacher is kept."""
+        if not members:
+            return self.outputs
+        names = tuple(str(member.weights) for member in members)
+        if self._joint is None or self._joint[0] != names:
+            networks = [self.model, *(self.prune(m.plan, m).requires_grad_(False) for m in members)]
+            config = self.source.config
+            joint = TeacherOutputs(
+                Ensemble(networks).eval(), self.splits.train, kind=config.data.augment, trainer=self.trainer,
+                seed=config.search.seed,
+            )  # fmt: skip
+            self._joint = (names, joint)
+        return self._joint[1]
 
     def sparsity(self, plan: CompressionPlan) -> Sparsity | None:
         """Which weights a plan zeroes; not those of 1 bit, which have no zero, nor depthwise ones, which are few."""

@@ -49,6 +49,14 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A trained trial that another one makes use of."""
+
+    trial: int
+    plan: CompressionPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One trial to run.
 
@@ -60,6 +68,8 @@ class Request:
         seen: samples that the parent was trained on.
         rung: when to look whether the training is worth its end; None: never.
         anchor: evaluated whatever the stop rule says.
+        soup: trained trials of this shape whose weights are averaged; nothing is trained then.
+        teachers: trained trials that teach along with the model.
     """
 
     trial: int
@@ -75,6 +85,8 @@ class Request:
     seen: int = 0
     rung: Rung | None = None
     anchor: bool = False
+    soup: tuple[Member, ...] = ()
+    teachers: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

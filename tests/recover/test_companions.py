@@ -10,8 +10,8 @@ from tiny import TinyNet
 from torch import nn
 
 from autocompress.plan import DistillPlan
-from autocompress.recover.companions import Hints, MeanTeacher, attention, companions_for, hint_layers
-from autocompress.recover.teacher import Ensemble
+from autocompress.recover.companions import Adapter, Hints, MeanTeacher, attention, companions_for, hint_layers
+from autocompress.recover.teacher import Ensemble, average_
 
 CPU = torch.device("cpu")
 
@@ -28,15 +28,15 @@ def test_none_accompanies_a_plain_plan(example):
 
 def test_hints_of_a_network_to_itself_are_zero_and_of_another_one_are_not(example):
     teacher, other = TinyNet(8).eval(), TinyNet(4).eval()
-    for student, most in ((copy.deepcopy(teacher), 1e-6), (other, 1.0)):
+    for student, most in ((copy.deepcopy(teacher), 1e-5), (other, 1.0)):
         hints = Hints(student, teacher, DistillPlan(hints=1.0, attention=1.0), example, CPU)
         loss = hints.loss(example, student(*example)).item()
         assert loss <= most * 2
-        assert (loss < 1e-6) == (student is not other)
+        assert (loss < 1e-4) == (student is not other)
         hints.close()
 
 
-def test_an_adapter_starts_as_the_best_linear_map(example):
+def test_an_adapter_undoes_a_mix_of_the_channels_at_once():
     """The student's features are the teacher's, mixed: an adapter undoes that from the first step on."""
     teacher = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).eval()
     student = copy.deepcopy(teacher)
@@ -44,9 +44,12 @@ def test_an_adapter_starts_as_the_best_linear_map(example):
     student[0].weight.data, student[0].bias.data = mix @ teacher[0].weight, mix @ teacher[0].bias
     x = (torch.randn(32, 4, generator=torch.Generator().manual_seed(1)),)
     hints = Hints(student, teacher, DistillPlan(hints=1.0), x, CPU)
-    (adapter,) = hints.parameters()
-    assert torch.allclose(adapter, torch.linalg.inv(mix).T, atol=1e-4)
-    assert hints.loss(x, student(*x)).item() < 1e-8
+    assert hints.loss(x, student(*x)).item() < 1e-5
+
+
+def test_the_adapter_is_the_least_squares_map_of_the_first_rows_it_sees():
+    own, wanted = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 2.0]]), torch.tensor([[3.0], [8.0], [11.0]])
+    assert torch.allclose(Adapter()(own, wanted), torch.tensor([[3.0], [4.0]]), atol=2e-3)
 
 
 def test_closing_leaves_no_hook_behind(example):
@@ -104,3 +107,13 @@ def test_an_ensemble_says_the_mean_of_its_members_probabilities():
     both = Ensemble([Sure([50.0, 0.0, 0.0]), Sure([0.0, 50.0, 0.0])])
     assert torch.allclose(both(torch.zeros(2, 1)).exp(), torch.tensor([[0.5, 0.5, 0.0]] * 2), atol=1e-6)
     assert torch.equal(Ensemble([Sure([1.0]), Sure([3.0])])(torch.zeros(1, 1)), torch.tensor([[2.0]]))
+
+
+def test_a_soup_has_the_mean_of_all_weights_and_statistics():
+    nets = [nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)) for _ in range(2)]
+    for value, net in zip((1.0, 3.0), nets, strict=True):
+        net[0].weight.data.fill_(value)
+        net[1].running_mean.fill_(10 * value)
+    soup = average_(nets)
+    assert soup is nets[0]
+    assert (soup[0].weight.item(), soup[1].running_mean.item()) == (2.0, 20.0)

@@ -16,14 +16,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autocompress.compress.drop import Dropped
+from autocompress.compress.sparsify import zeros_share
 from autocompress.config import load_config
-from autocompress.plan import CompressionPlan
+from autocompress.plan import CompressionPlan, DistillPlan
 from autocompress.records import Baseline, Latency, TrialRecord, TrialState
 from autocompress.search.stopping import Constraints, Rival, Rung
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.evaluate import evaluate
 from autocompress.study.prepare import Ancestor, Task, load_state, prepare
-from autocompress.study.requests import Request, Source
+from autocompress.study.requests import Member, Request, Source
 from autocompress.zoo.models import ResNet
 
 ARGS = {"in_channels": 1, "classes": 4, "widths": [8, 16], "depths": [2, 2]}
@@ -176,3 +177,43 @@ def test_a_training_that_cannot_reach_the_front_ends_at_its_rung(task: Task, mon
     anchor = _run(task, 15, _plan(task), rivals=(barely,), rung=Rung(hope=0.5))
     assert anchor.state is TrialState.COMPLETE, "an anchor is trained whatever it looks like"
     assert anchor.rung_drop == 0.4
+
+
+def test_tables_zeros_and_companions_reach_the_file(task: Task):
+    plain = _plan(task, activations="float")
+    distill = DistillPlan(hints=0.1, attention=0.1, mean_teacher=0.1)
+    record = _run(task, 20, replace(plain, levels="codebook", sparsity=0.6, distill=distill))
+    assert (record.state, record.reason) == (TrialState.COMPLETE, "")
+    weights = load_state(task.source.folder / "trial-20" / "weights.safetensors")
+    layers = [n.name for n in task.facts.layers if n.name.partition(".")[2][:1] not in ("1", "3")]
+    assert zeros_share([weights[f"{name}.weight"] for name in layers]) == pytest.approx(0.6, abs=0.01)
+    without = _run(task, 21, replace(plain, levels="codebook"))
+    assert record.measurement is not None
+    assert without.measurement is not None
+    assert record.measurement.compressed_bytes < 0.97 * without.measurement.compressed_bytes
+    assert abs(record.measurement.size_bytes - without.measurement.size_bytes) < 50  # only tables differ
+
+
+def test_a_soup_has_the_mean_of_its_members_weights_and_trains_nothing(task: Task):
+    plan = _plan(task, activations="float")
+    first = _run(task, 22, plan)
+    second = _run(task, 23, plan, parent=first)
+    soup = _run(task, 24, plan, soup=tuple(Member(trial=r.trial, plan=r.plan) for r in (first, second)))
+    assert (soup.state, soup.learning_curve) == (TrialState.COMPLETE, ())
+    one, two, mean = (load_state(task.source.folder / f"trial-{n}" / "weights.safetensors") for n in (22, 23, 24))
+    for name in ("conv1.weight", "fc.weight", "bn1.weight"):
+        assert torch.allclose(mean[name], (one[name] + two[name]) / 2)
+
+
+def test_trained_networks_can_teach_along(task: Task):
+    plan = _plan(task, activations="float")
+    first = _run(task, 25, plan)
+    joint = task.outputs_with([Ancestor(plan=plan, weights=task.source.folder / "trial-25" / "weights.safetensors")])
+    inputs, _, soft = joint.batch(torch.arange(4), 0)
+    network = _network(task, first)
+    with torch.no_grad():
+        wanted = (task.model(*inputs).softmax(1) + network(*inputs).softmax(1)) / 2
+    assert soft is not None
+    assert torch.allclose(soft.softmax(1), wanted, atol=1e-5)
+    assert _run(task, 26, plan, teachers=(Member(trial=25, plan=plan),)).state is TrialState.COMPLETE
+    assert task.outputs_with([]) is task.outputs
