@@ -48,12 +48,12 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_digits_are_800_500_497_and_standardised() -> None:
+def test_digits_are_1097_350_350_and_standardised() -> None:
     pairs = digits()
     assert {name: tuple(x.shape) for name, (x, _) in pairs.items()} == {
-        "train": (800, 1, 8, 8),
-        "val": (500, 1, 8, 8),
-        "test": (497, 1, 8, 8),
+        "train": (1097, 1, 8, 8),
+        "val": (350, 1, 8, 8),
+        "test": (350, 1, 8, 8),
     }
     everything = torch.cat([x for x, _ in pairs.values()])
     assert everything.dtype == torch.float32
@@ -71,8 +71,8 @@ def test_digits_are_stratified_and_every_sample_is_in_one_split() -> None:
         178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
     ]  # fmt: skip
     for count in (counts["val"], counts["test"]):
-        assert count.min() >= 48
-        assert count.max() <= 51
+        assert count.min() >= 33
+        assert count.max() <= 37
     rows = {x.numpy().tobytes() for inputs, _ in pairs.values() for x in inputs}
     assert len(rows) == 1797
 
