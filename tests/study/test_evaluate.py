@@ -18,11 +18,12 @@ from torch import nn
 from autocompress.compress.drop import Dropped
 from autocompress.config import load_config
 from autocompress.plan import CompressionPlan
-from autocompress.records import Baseline, Latency, TrialRecord, TrialState
+from autocompress.records import Baseline, DeviceFacts, Latency, StudyRecord, StudyState, TrialRecord, TrialState
 from autocompress.search.stopping import Constraints, Rival, Rung
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.evaluate import evaluate
 from autocompress.study.prepare import Ancestor, Task, load_state, prepare
+from autocompress.study.rebuild import rebuild_artifact
 from autocompress.study.requests import Request, Source
 from autocompress.zoo.models import ResNet
 
@@ -176,3 +177,23 @@ def test_a_training_that_cannot_reach_the_front_ends_at_its_rung(task: Task, mon
     anchor = _run(task, 15, _plan(task), rivals=(barely,), rung=Rung(hope=0.5))
     assert anchor.state is TrialState.COMPLETE, "an anchor is trained whatever it looks like"
     assert anchor.rung_drop == 0.4
+
+
+@pytest.mark.parametrize(
+    ("trial", "choices"),
+    [(26, {"activations": "uint8"}), (27, {"activations": "float", "sparsity": 0.5, "levels": "codebook"})],
+)
+def test_a_file_is_made_again_from_plan_and_weights_to_the_last_bit(task: Task, trial: int, choices: dict[str, Any]):
+    record = _run(task, trial, _plan(task, **choices))
+    assert record.state is TrialState.COMPLETE
+    path = task.source.workspace / str(record.artifact)
+    wanted = path.read_bytes()
+    path.unlink()
+    study = StudyRecord(
+        name=task.source.config.name, state=StudyState.FINISHED, seed=0, budget_s=60.0, spent_s=60.0, created="",
+        config=task.source.config.model_dump(mode="json"), config_hash="", device=DeviceFacts(),
+        base=str(task.source.base), facts=task.facts,
+    )  # fmt: skip
+    assert rebuild_artifact(study, record.plan, path.parent, task.source.workspace) == wanted
+    path.with_name("rounding.safetensors").unlink()  # the searched scales are not the learned ones
+    assert rebuild_artifact(study, record.plan, path.parent, task.source.workspace) != wanted
