@@ -42,8 +42,8 @@ def plot_trade_off(facts: FrontFacts, against: Against) -> go.Figure:
     figure = go.Figure()
     front, anchors, others = by_role(facts)
     _add_ended(figure, facts, against)
-    crowd = {"size": 4, "opacity": 0.2} if len(others) > MANY else {"size": 6, "opacity": 0.4}
-    figure.add_trace(_markers(others, facts, against, "dominated", SKY, "circle", **crowd))
+    size, opacity = (4, 0.2) if len(others) > MANY else (6, 0.4)
+    figure.add_trace(_markers(others, facts, against, "dominated", SKY, "circle", size=size, opacity=opacity))
     figure.add_trace(_markers(anchors, facts, against, "anchor, dominated", ORANGE, "square", size=7, opacity=0.6))
     if any(p.test_drop is not None for p in front):
         figure.add_trace(_markers(front, facts, against, "front, test", PURPLE, "diamond-open", size=10, split="test"))
