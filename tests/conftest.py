@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from tiny import TinyNet, make_tiny_data
 from torch import Tensor
+
+
+def pytest_configure() -> None:
+    """Give each of several test processes a core of its own: what they start must not train on all of them at once."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

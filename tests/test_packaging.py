@@ -60,7 +60,7 @@ def test_the_version_of_the_package_is_that_of_the_project() -> None:
 
 def test_the_extras_are_those_that_the_documents_name() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"test", "dev", "openvino", "serve"}
+    assert set(extras) == {"test", "dev", "openvino", "serve", "browser"}
     assert "autocompress[test]" in extras["dev"]
     assert "autocompress[serve]" in extras["test"]
 

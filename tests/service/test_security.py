@@ -93,7 +93,7 @@ def test_a_wrong_token_at_the_login_is_told_kindly(server):
     origin = {"Origin": server.url}
     answer = server.send("POST", "/login", b"token=wrong&next=/", token=None, headers=origin)
     assert answer.status == 401
-    assert b"does not open this server" in answer.body
+    assert b"This token is not known here" in answer.body
     right = server.send("POST", "/login", f"token={OTHER}&next=/compare".encode(), token=None, headers=origin)
     assert (right.status, right.headers["location"]) == (303, "/compare")
 
