@@ -23,6 +23,11 @@ NAMES = {
 }
 
 
+def gzipped(content: bytes) -> bytes:
+    """gzip without the time of day, so that the tests have the same names in every process."""
+    return gzip.compress(content, mtime=0)
+
+
 def idx_bytes(array: NDArray[np.uint8]) -> bytes:
     header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
     return header + array.tobytes()
@@ -33,7 +38,7 @@ def write_fashion_mnist(folder: Path, *, zipped: bool = True) -> Path:
     for name, shape in NAMES.items():
         content = idx_bytes((np.arange(np.prod(shape)) % 10).astype(np.uint8).reshape(shape))
         if zipped:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+            (folder / f"{name}.gz").write_bytes(gzipped(content))
         else:
             (folder / name).write_bytes(content)
     return folder
@@ -140,15 +145,15 @@ IMAGES = "t10k-images-idx3-ubyte.gz"
     ("name", "content", "message"),
     [
         (IMAGES, b"not gzip at all", "cannot be read or is corrupt"),
-        (IMAGES, gzip.compress(bytes(200))[:-12], "cannot be read or is corrupt"),
-        (IMAGES, gzip.compress(idx_bytes(np.zeros((3, 28, 28), np.uint8))[:-1]), "truncated.*2352 bytes.*got 2351"),
-        (IMAGES, gzip.compress(idx_bytes(np.zeros((3, 28, 28), np.uint8)) + b"x"), "2352 bytes.*got 2353"),
-        (IMAGES, gzip.compress(bytes([0, 0, 13, 3]) + bytes(12)), "not an idx file"),
-        (IMAGES, gzip.compress(b"\0\0"), "not an idx file"),
-        (IMAGES, gzip.compress(idx_bytes(np.zeros(9, np.uint8))), "not an idx file.*3 axes"),
-        (IMAGES, gzip.compress(idx_bytes(np.zeros((2, 28, 28), np.uint8))), "holds 2 images.*3 labels"),
-        (IMAGES, gzip.compress(idx_bytes(np.zeros((3, 32, 32), np.uint8))), "not Fashion-MNIST"),
-        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx_bytes(np.full(3, 10, np.uint8))), "not Fashion-MNIST"),
+        (IMAGES, gzipped(bytes(200))[:-12], "cannot be read or is corrupt"),
+        (IMAGES, gzipped(idx_bytes(np.zeros((3, 28, 28), np.uint8))[:-1]), "truncated.*2352 bytes.*got 2351"),
+        (IMAGES, gzipped(idx_bytes(np.zeros((3, 28, 28), np.uint8)) + b"x"), "2352 bytes.*got 2353"),
+        (IMAGES, gzipped(bytes([0, 0, 13, 3]) + bytes(12)), "not an idx file"),
+        (IMAGES, gzipped(b"\0\0"), "not an idx file"),
+        (IMAGES, gzipped(idx_bytes(np.zeros(9, np.uint8))), "not an idx file.*3 axes"),
+        (IMAGES, gzipped(idx_bytes(np.zeros((2, 28, 28), np.uint8))), "holds 2 images.*3 labels"),
+        (IMAGES, gzipped(idx_bytes(np.zeros((3, 32, 32), np.uint8))), "not Fashion-MNIST"),
+        ("t10k-labels-idx1-ubyte.gz", gzipped(idx_bytes(np.full(3, 10, np.uint8))), "not Fashion-MNIST"),
     ],
 )
 def test_a_damaged_idx_file_is_named(
