@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import subprocess
@@ -20,6 +21,7 @@ def load(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their types up
     spec.loader.exec_module(module)
     return module
 
@@ -64,3 +66,36 @@ def test_an_import_of_torch_would_be_seen(tmp_path: Path) -> None:
     (tmp_path / "torch.py").touch()
     assert imports_torch(["-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import torch"])
     assert not imports_torch(["-c", "import json"])
+
+
+def test_the_cost_of_clients_is_of_the_trials_after_they_came() -> None:
+    runs = [
+        {"loaded": False, "first": 2, "trials": {"total": 22}},
+        {"loaded": True, "first": 4, "trials": {"total": 23}},
+    ]
+    found = load("service_load")._ratios(runs)
+    assert (found["alone"], found["loaded"]) == (20, 19)
+    assert (found["loaded_to_alone"], found["alone_to_loaded"]) == pytest.approx((0.95, 20 / 19))
+
+
+def test_the_clients_of_the_bench_see_every_answer_that_fails(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "service"))
+    from example_study import write_example
+    from served import TOKEN, serving
+
+    write_example(tmp_path)
+    bench = load("service_load")
+    with serving(tmp_path) as server:
+        (study,) = server.get("/api/v1/studies").json["items"]
+
+        async def press(path: str) -> object:
+            seen, reader = bench.Load(), bench.Reader(server.port, TOKEN)
+            for _ in range(3):
+                await bench.read_once(reader, path, seen)
+            await reader.close()
+            return seen
+
+        good = asyncio.run(press(f"/studies/{study['id']}/table"))
+        bad = asyncio.run(press("/studies/s0000000000000000/table"))
+    assert (good.answers, good.not_changed, good.failed) == (3, 2, [])
+    assert [text.partition("{")[0] for text in bad.failed] == ["/studies/s0000000000000000/table: 404 b'"] * 3

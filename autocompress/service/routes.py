@@ -17,7 +17,7 @@ from autocompress.front.compare import compare_document
 from autocompress.front.point import point_document
 from autocompress.front.table import trial_columns
 from autocompress.records import TrialState
-from autocompress.service.admission import builtin_studies
+from autocompress.service.admission import DATA_SETS, builtin_studies
 from autocompress.service.problems import Problem
 from autocompress.service.schemas import ProblemView, StudyDetail, StudyList, TrialList
 from autocompress.service.state import is_current, not_modified, service, tagged
@@ -217,6 +217,12 @@ def builtins(request: Request) -> Response:
         for name, tables in builtin_studies().items()
     }
     return json_response({"items": [{"name": name, "config": config} for name, config in found.items()]})
+
+
+@router.get("/data", tags=["server"])
+def data_sets(request: Request) -> Response:
+    """The data sets that a study of a client may name; `data.factory`."""
+    return json_response({"items": [{"name": name} for name in DATA_SETS]})
 
 
 @router.get("/devices", tags=["server"])

@@ -97,9 +97,9 @@ class Server:
         raise RuntimeError("the server does not answer")
 
     def cpu_s(self) -> float:
-        """Processor seconds that the server itself has used; in nanoseconds, where ticks would miss short answers."""
-        spent = Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
-        return sum(int(path.read_text().split()[0]) for path in spent) / 1e9
+        """Processor seconds that the server itself has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
         """Ask it to end."""
@@ -129,6 +129,12 @@ class Reader:
                 writer.close()
                 self._streams = None
                 raise
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        if self._streams is not None:
+            self._streams[1].close()
+            await self._streams[1].wait_closed()
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> tuple[int, bytes]:
         known = f"If-None-Match: {self._etags[path]}\r\n" if path in self._etags else ""
@@ -196,6 +202,8 @@ async def press(port: int, token: str, study: str, *, streams: int, rate: float,
         sent += 1
     until.set()
     await asyncio.wait(tasks, timeout=60)
+    for reader in readers:
+        await reader.close()
     return load
 
 
@@ -205,7 +213,11 @@ def run(server: Server, folder: Path, options: argparse.Namespace, *, name: str,
     clients, results = None, folder / f"{name}.json"
     body = {"builtin": options.study, "name": name, "budget": options.budget, "seed": options.seed}
     body["set"] = dict(pair.split("=", 1) for pair in options.set)
-    study = server.call("POST", "/studies", body)
+    study = state = server.call("POST", "/studies", body)
+    while state["state"] in BUSY and not state["trials"]["total"]:  # what comes before is mostly imports
+        time.sleep(0.2)
+        state = server.call("GET", f"/studies/{study['id']}")
+    first = state["trials"]["total"]
     if loaded:
         command = [sys.executable, __file__, "--press", str(server.port), study["id"], str(ended), str(results)]
         command += ["--streams", str(options.streams), "--rate", str(options.rate)]
@@ -213,13 +225,19 @@ def run(server: Server, folder: Path, options: argparse.Namespace, *, name: str,
             command += ["--client-core", str(options.client_core)]
         clients = subprocess.Popen(command, env={**os.environ, "AUTOCOMPRESS_TOKEN": server.token})
     before, start = server.cpu_s(), time.monotonic()
-    state = study
     while state["state"] in BUSY:
         time.sleep(1.0)
         state = server.call("GET", f"/studies/{study['id']}")
     wall_s, cpu_s = time.monotonic() - start, server.cpu_s() - before
     ended.touch()
-    entry = {"name": name, "loaded": loaded, "state": state["state"], "trials": state["trials"], "wall_s": wall_s}
+    entry = {
+        "name": name,
+        "loaded": loaded,
+        "state": state["state"],
+        "trials": state["trials"],
+        "first": first,
+        "wall_s": wall_s,
+    }
     entry |= {"server_cpu_s": cpu_s, "spent_s": state["spent_s"], "error": state["error"]}
     if clients is not None:
         clients.wait(120)
@@ -229,7 +247,7 @@ def run(server: Server, folder: Path, options: argparse.Namespace, *, name: str,
 
 def summary(load: Load) -> dict[str, Any]:
     """The clients' figures."""
-    ordered = sorted(load.seconds)
+    ordered = sorted(load.seconds) or [math.nan]
     quantiles = {
         f"p{q}_ms": round(1000 * ordered[min(len(ordered) - 1, len(ordered) * q // 100)], 1) for q in (50, 95, 99)
     }
@@ -292,8 +310,7 @@ def _press(options: argparse.Namespace) -> int:
 
 
 def _ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
-    alone = sum(entry["trials"]["total"] for entry in runs if not entry["loaded"])
-    loaded = sum(entry["trials"]["total"] for entry in runs if entry["loaded"])
+    alone, loaded = (sum(e["trials"]["total"] - e["first"] for e in runs if e["loaded"] is of) for of in (False, True))
     return {"alone": alone, "loaded": loaded, "loaded_to_alone": loaded / alone if alone else math.nan,
             "alone_to_loaded": alone / loaded if loaded else math.nan}  # fmt: skip
 
@@ -301,6 +318,7 @@ def _ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
 def _line(entry: dict[str, Any]) -> str:
     trials, load = entry["trials"], entry.get("load")
     text = f"{entry['name']}: {trials['total']} trials ({trials['complete']} complete), {entry['state']}, "
+    text += f"{entry['error']}, " if entry["error"] else ""
     text += f"{entry['wall_s']:.0f} s, the server used {entry['server_cpu_s']:.1f} s of a core"
     if load:
         text += f"; {load['answers']} answers, {load['not_changed']} of them 304 "

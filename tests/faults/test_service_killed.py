@@ -25,6 +25,7 @@ from autocompress.service.jobs import JobState, JobStore
 from autocompress.study.store import StudyStore
 
 PATHS = (ROOT, ROOT / "tests", ROOT / "tests" / "service")
+PATIENCE_S = 900  # a machine that others use may stand still for minutes; nothing waits longer than it must
 BUSY = ("queued", "running", "finalising")
 FAKE = ROOT / "tests" / "service" / "fake_server.py"
 
@@ -49,7 +50,7 @@ class Served:
                 start_new_session=True,
                 env={**environment(), "PYTHONPATH": os.pathsep.join(map(str, PATHS))},
             )
-        wait_for(self._answers, seconds=120, what="the start of the server")
+        wait_for(self._answers, seconds=PATIENCE_S, what="the start of the server")
 
     def _answers(self) -> bool:
         assert self.process is not None
@@ -162,7 +163,7 @@ def test_a_server_that_is_asked_to_end_hands_its_searches_to_the_next(fake):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_twenty_kills_of_server_search_and_worker_lose_nothing(tmp_path):
     serve = ["serve", "--allow-code", "--workspace"]
     served = Served(
@@ -180,12 +181,12 @@ def test_twenty_kills_of_server_search_and_worker_lose_nothing(tmp_path):
             asked = {"study_file": text, "budget": f"{12 * budget_s():.0f}s", "name": f"round-{number}"}
             kept[served.call("POST", "/studies", asked)["study"]] = []
         name = list(kept)[-1]
-        search = wait_for(lambda: job_process(served), seconds=120, what="the process of the search")
+        search = wait_for(lambda: job_process(served), seconds=PATIENCE_S, what="the process of the search")
         if number % 4:  # every fourth round strikes while things are still starting
             enough = len(kept[name]) + 1
             wait_for(
                 lambda n=enough, of=name: len(trials(served, of)) >= n or job_process(served) is None,
-                seconds=240, what="another trial",
+                seconds=PATIENCE_S, what="another trial",
             )  # fmt: skip
         time.sleep(dice.uniform(0.0, 2.0))
         kept |= {study: trials(served, study) for study in kept}
@@ -194,11 +195,12 @@ def test_twenty_kills_of_server_search_and_worker_lose_nothing(tmp_path):
         family = [search, *children(search)]
         if victim == "server":
             served.kill()
-            wait_for(lambda f=family: not any(map(alive, f)), seconds=30, what="the end of what the server ran")
+            wait_for(lambda f=family: not any(map(alive, f)), seconds=PATIENCE_S, what="the end of what the server ran")
             served.start()
         elif alive(search):
             os.kill(search if victim == "search" else worker, signal.SIGKILL)
         killed.append(victim)
+        print(f"round {number}: {victim}, {[len(trials(served, study)) for study in kept]} trials", flush=True)
         for study, before in kept.items():
             now = trials(served, study)
             assert [(t.trial, t.state, t.plan) for t in now[: len(before)]] == [
@@ -210,8 +212,8 @@ def test_twenty_kills_of_server_search_and_worker_lose_nothing(tmp_path):
         assert entry["state"] != "failed", entry["error"]
         if entry["state"] in BUSY:
             served.call("POST", f"/studies/{entry['id']}/cancel")
-    wait_for(lambda: job_process(served) is None, seconds=30, what="the end of the search that was cancelled")
+    wait_for(lambda: job_process(served) is None, seconds=PATIENCE_S, what="the end of the search that was cancelled")
     served.stop()
-    wait_for(lambda: nothing_runs(served), seconds=30, what="the end of every process")
+    wait_for(lambda: nothing_runs(served), seconds=PATIENCE_S, what="the end of every process")
     log = (tmp_path / "server.log").read_text()
     assert "Traceback" not in log, log[-3000:]
