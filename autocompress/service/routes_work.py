@@ -24,7 +24,7 @@ from autocompress.service.admission import (
     validated,
     with_settings,
 )
-from autocompress.service.jobs import Job
+from autocompress.service.jobs import Busy, Job
 from autocompress.service.problems import Problem
 from autocompress.service.routes import PROBLEMS, json_response
 from autocompress.service.schemas import ExportView, NewExport, NewStudy, Refinement, StudySummary
@@ -34,6 +34,7 @@ from autocompress.study.store import StudyStore
 
 router = APIRouter(prefix="/api/v1", responses=PROBLEMS)
 Key = Annotated[str | None, Header(max_length=200)]
+_TRIES = 20
 _SUMMARY: dict[int | str, dict[str, Any]] = {201: {"model": StudySummary}}
 
 
@@ -49,24 +50,19 @@ def create(request: Request, asked: NewStudy, idempotency_key: Key = None) -> Re
         return _replayed(parts, job, digest)
     parts.check_disk()
     wanted = _wanted(asked)
-    name = wanted.name if wanted.named else _free_name(parts, wanted.name)
-    config = admit(validated(wanted.tables, name=name), parts.settings, models=parts.models)
-    if name in parts.views.names():
-        detail = f"study {name!r} exists; choose another name, or resume it"
-        raise Problem(409, detail, errors=[("name", detail)])
-    job, new = parts.jobs.submit(
-        name,
-        {"config": config.model_dump(mode="json"), "base": None},
-        device=config.device.name,
-        actor=actor(request),
-        priority=asked.priority,
-        max_queue=parts.settings.max_queue,
-        request_key=idempotency_key,
-        request_hash=digest,
-    )
+    for _ in range(_TRIES):
+        try:
+            job, new = _submit(request, asked, wanted, key=idempotency_key, digest=digest)
+        except Busy:  # somebody else took the name that was free a moment ago
+            if wanted.named:
+                raise
+        else:
+            break
+    else:
+        raise Problem(503, "no free name was found; give the study one")
     if not new:
         return _replayed(parts, job, digest)
-    parts.note(request, "create", name, job=job.id, budget_s=config.search.budget, priority=job.priority)
+    parts.note(request, "create", job.study, job=job.id, priority=job.priority)
     return _started(parts, job)
 
 
@@ -204,6 +200,25 @@ async def upload_model(
 
 
 # -- what the routes share
+
+
+def _submit(request: Request, asked: NewStudy, wanted: Asked, *, key: str | None, digest: str) -> tuple[Job, bool]:
+    parts = service(request)
+    name = wanted.name if wanted.named else _free_name(parts, wanted.name)
+    config = admit(validated(wanted.tables, name=name), parts.settings, models=parts.models)
+    if wanted.named and name in parts.views.names():
+        detail = f"study {name!r} exists; choose another name, or resume it"
+        raise Problem(409, detail, errors=[("name", detail)])
+    return parts.jobs.submit(
+        name,
+        {"config": config.model_dump(mode="json"), "base": None},
+        device=config.device.name,
+        actor=actor(request),
+        priority=asked.priority,
+        max_queue=parts.settings.max_queue,
+        request_key=key,
+        request_hash=digest,
+    )
 
 
 def _wanted(asked: NewStudy) -> Asked:

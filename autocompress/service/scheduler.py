@@ -107,8 +107,12 @@ class Scheduler:
         if time.monotonic() - self._looked >= _LOOK_S:
             self._looked = time.monotonic()
             self._take_over()
-        while job := self._jobs.claim(self.server, parallel=self._settings.parallel, busy=self._busy()):
+        # A look costs a reader's moment; a claim takes the database from everybody who writes.
+        while self._jobs.active(JobState.QUEUED) and (job := self._claim()):
             self._launch(job)
+
+    def _claim(self) -> Job | None:
+        return self._jobs.claim(self.server, parallel=self._settings.parallel, busy=self._busy())
 
     # -- our own jobs
 
@@ -173,7 +177,9 @@ class Scheduler:
 
     def _take_over(self) -> None:
         """Queue again what a server left that is gone, once nothing of it runs any more."""
-        for job in self._jobs.lapsed():
+        lapsed = self._jobs.lapsed()
+        self._orphans = {job.id: self._orphans[job.id] for job in lapsed if job.id in self._orphans}
+        for job in lapsed:
             if job.id in self._running:
                 continue
             if (job.process is not None and job.process.alive) or self._owner(job.study) is not None:

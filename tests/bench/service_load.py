@@ -53,7 +53,7 @@ class Load:
 class Server:
     """A server in a process of its own."""
 
-    def __init__(self, workspace: Path) -> None:
+    def __init__(self, workspace: Path, *, log: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -67,7 +67,7 @@ class Server:
             "--port",
             str(self.port),
         ]
-        self.log = (workspace.parent / "server.log").open("wb")
+        self.log = log.open("wb")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
         assert self.process.stdout is not None
         match = re.search(r"token=(\S+)", self.process.stdout.readline())
@@ -262,11 +262,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
     parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--loaded-first", action="store_true", help="the loaded search goes first in the first pair")
     parser.add_argument("--streams", type=int, default=50)
     parser.add_argument("--rate", type=float, default=100.0, help="reads a second")
     parser.add_argument("--client-core", type=int, help="core of the clients, away from server and search")
     parser.add_argument("--server-core", type=int, help="core of what answers clients; searches keep the others")
     parser.add_argument("--allowed-loss", type=float, default=0.05)
+    parser.add_argument("--workspace", type=Path, help="one to keep: its teacher need not be trained again")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--press", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -274,23 +276,28 @@ def main() -> int:
         return _press(options)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        server = Server(folder / "runs")
+        server = Server(options.workspace or folder / "runs", log=folder / "server.log")
         try:
             server.wait_until_ready()
             if (
                 options.server_core is not None
             ):  # of its first thread and those it starts; its scheduler has begun already
                 os.sched_setaffinity(server.process.pid, {options.server_core})
-            runs = [run(server, folder, options, name="warm-up", loaded=False)]  # trains the teacher, which is kept
+            runs = []
+            if not list(
+                (options.workspace or folder / "runs").glob("artifacts/*")
+            ):  # trains the teacher, which is kept
+                runs.append(run(server, folder, options, name="warm-up", loaded=False))
             for pair in range(options.pairs):
-                for loaded in (pair % 2 == 1, pair % 2 == 0):
-                    name = f"pair-{pair}-{'loaded' if loaded else 'alone'}"
+                for loaded in (first := (pair % 2 == 1) != options.loaded_first, not first):
+                    name = f"pair-{pair}-{'loaded' if loaded else 'alone'}-{int(time.time())}"
                     entry = run(server, folder, options, name=name, loaded=loaded)
                     runs.append(entry)
                     print(_line(entry), flush=True)
         finally:
             server.stop()
-    report = {"machine": _machine(options), "runs": runs, **_ratios(runs[1:])}
+    measured = [entry for entry in runs if entry["name"] != "warm-up"]
+    report = {"machine": _machine(options), "runs": runs, **_ratios(measured)}
     failed = [text for entry in runs for text in entry.get("load", {}).get("failed", [])]
     print(f"trials loaded / alone {report['loaded_to_alone']:.3f}, alone / loaded {report['alone_to_loaded']:.3f}")
     print(f"{len(failed)} failed requests{': ' + '; '.join(failed[:3]) if failed else ''}; {report['machine']}")

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,13 @@ def test_names_are_made_unless_they_are_given(idle):
     assert names == ["digits", "digits-2", "digits-3"]
     taken = idle.post("/api/v1/studies", {"builtin": "digits", "name": "digits"})
     assert (taken.status, taken.json["errors"][0]["field"]) == (409, "name")
+
+
+def test_many_who_start_the_same_at_once_get_a_study_each(idle):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: idle.post("/api/v1/studies", {"builtin": "digits"}), range(8)))
+    assert [answer.status for answer in made] == [201] * 8
+    assert len({answer.json["id"] for answer in made}) == 8
 
 
 def test_what_waits_knows_its_place(idle):
