@@ -4,7 +4,7 @@ WORKSPACE ?= autocompress-runs
 STUDY ?= digits
 BENCH ?= autocompress-bench
 
-.PHONY: help setup test slow lint format smoke bench report picture docs ci
+.PHONY: help setup test slow lint format smoke bench report picture screenshots docs ci
 
 help:  ## list the habits
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -42,6 +42,10 @@ report:  ## the report of STUDY in WORKSPACE
 
 picture:  ## the README's picture, from STUDY in WORKSPACE
 	$(PYTHON) docs/picture.py $(STUDY) --workspace $(WORKSPACE) --out docs/front.svg
+
+screenshots:  ## the README's pictures of the pages, from the browser tests
+	$(PYTHON) -m pytest tests/browser -k pictures_of_the_readme
+	for name in studies study trial; do cp test-results/readme-$$name.png docs/$$name.png; done
 
 docs:  ## rewrite the parts of the README that are printed from the code
 	$(PYTHON) docs/readme.py

@@ -107,7 +107,7 @@ def write_bundle(point: FrontPoint, study: StudyRecord, *, workspace: Path, out:
         shipped = _write_model(artifact, partial / "model.onnx", _provenance(point, study))
         plan = json.dumps(point.plan.to_dict(), indent=2) + "\n"
         (partial / "plan.json").write_text(plan, encoding="utf-8")
-        (partial / "model_card.md").write_text(_card(point, study, shipped), encoding="utf-8")
+        (partial / "model_card.md").write_text(card_text(point, study, shipped), encoding="utf-8")
         (partial / "run.py").write_text(RUN_SCRIPT, encoding="utf-8")
         if (weights := artifact.with_name("weights.safetensors")).is_file():
             shutil.copyfile(weights, partial / weights.name)
@@ -196,21 +196,25 @@ def _inputs(model: Any) -> tuple[tuple[str, str, tuple[int | str, ...]], ...]:
     return tuple(found)
 
 
-def _card(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
+def card_text(point: FrontPoint, study: StudyRecord, shipped: _Shipped | None = None) -> str:
+    """The card of a point, in Markdown.
+
+    Args:
+        shipped: what the bundle's own file says; without it the card leaves out what only the file knows.
+    """
+    size_bytes = shipped.artifact_bytes if shipped else point.size_bytes
     sections = [
         f"# {study.name}, trial {point.trial}",
         _headline(point, study),
         "## What was measured",
-        _metrics(point, study, shipped),
+        _metrics(point, study, size_bytes),
         "Every number is of the exported file, run by the target runtime. The plan was selected on validation data; "
         f"test data was looked at once, at the end. {_about_intervals(point, study)}",
-        "## What is in the file",
-        _bytes(point, shipped),
+        *(["## What is in the file", _bytes(point, shipped)] if shipped else []),
         "## What was done to the model",
         "\n".join(f"- {line}" for line in plan_lines(point.plan)),
         "`plan.json` names every group, layer and removed block.",
-        "## How to run it",
-        _usage(shipped),
+        *(["## How to run it", _usage(shipped)] if shipped else []),
         "## Where it came from",
         _origin(point, study),
     ]
@@ -224,7 +228,7 @@ def _headline(point: FrontPoint, study: StudyRecord) -> str:
     return f"Against the dense model: {text}."
 
 
-def _metrics(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
+def _metrics(point: FrontPoint, study: StudyRecord, size_bytes: int) -> str:
     base = study.baseline
     metric = base.metric if base else str(study.config.get("task", {}).get("metric", "metric"))
     rows = ["| | this model | dense baseline | |", "|---|---|---|---|"]
@@ -238,8 +242,8 @@ def _metrics(point: FrontPoint, study: StudyRecord, shipped: _Shipped) -> str:
     tie = "; as fast within noise" if is_latency_tie(point) else ""
     zipped = format_bytes(base.compressed_bytes) if base and base.compressed_bytes else "-"
     rows += [
-        f"| file | {format_bytes(shipped.artifact_bytes)} | {format_bytes(base.size_bytes) if base else '-'} | "
-        f"{f'{base.size_bytes / shipped.artifact_bytes:.2f}x smaller' if base else ''} |",
+        f"| file | {format_bytes(size_bytes)} | {format_bytes(base.size_bytes) if base else '-'} | "
+        f"{f'{base.size_bytes / size_bytes:.2f}x smaller' if base else ''} |",
         f"| zipped | {format_bytes(point.compressed_bytes)} | {zipped} | |",
         f"| latency | {format_ms(point.latency_ms)} | {format_ms(base.latency_ms) if base else '-'} "
         f"| ratio {point.latency_ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}{tie} |",

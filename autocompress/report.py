@@ -69,7 +69,10 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
     )
     environment.filters |= {"bytes": format_bytes, "duration": format_duration, "ms": format_ms}
     facts = front_facts(study, trials)
-    scripts = [_script_text(figures.plotly_script()), _script_text(_joined(folder, "plots.js", "report.js"))]
+    scripts = [
+        _script_text(figures.plotly_script()),
+        _script_text(_joined(folder, "cloud.js", "plots.js", "report.js")),
+    ]
     beliefs = belief_facts(trials, facts.baseline, direction=facts.direction, objectives=facts.objectives)
     rows = _front_rows(study, facts, {trial.trial: trial for trial in trials})
     chosen = _knee(study, facts)

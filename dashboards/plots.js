@@ -1,5 +1,6 @@
 // Draws plotly figures in the colours of the page, and draws them again when those change.
 /* global Plotly */
+import { cloud, corners } from "./cloud.js";
 
 const NARROW = 560;
 const drawn = new Map(); // element -> { figure, config }
@@ -25,6 +26,7 @@ export function themed(layout) {
     if (/^[xy]axis\d*$/.test(key)) next[key] = { ...layout[key], gridcolor: grid, color: ink };
   }
   if (innerWidth < NARROW && layout.margin) next.margin = { ...layout.margin, l: Math.min(layout.margin.l, 48), r: Math.min(layout.margin.r, 12) };
+  next.annotations = layout.annotations?.map((note) => ({ ...note, font: { ...note.font, color: ink } }));
   if (!layout.scene) return next;
   next.scene = { ...layout.scene };
   if (innerWidth < NARROW && layout.scene.camera) { // stand further back, or the axes are cut off
@@ -37,22 +39,21 @@ export function themed(layout) {
   return next;
 }
 
-// The lines of parallel coordinates write on the page themselves.
-function dressed(data) {
-  return data.map((trace) => (trace.type !== "parcoords" ? trace : {
-    ...trace,
-    labelfont: { ...trace.labelfont, color: color("--plot-ink") },
-    tickfont: { ...trace.tickfont, color: color("--plot-ink") },
-    rangefont: { ...trace.rangefont, color: "rgba(0,0,0,0)" },
-    line: { ...trace.line, colorbar: { ...trace.line.colorbar, tickfont: { color: color("--plot-ink") }, title: { ...trace.line.colorbar?.title, font: { color: color("--plot-ink") } } } },
-  }));
+// Filled marks that matter get a rim in the colour of the page, or they would melt into the crowd behind them.
+function rimmed(trace) {
+  const { marker } = trace;
+  if (trace.type !== "scatter" || !marker || marker.size < 9 || /open|thin|-ns|star/.test(marker.symbol)) return trace;
+  return { ...trace, marker: { ...marker, line: { width: 1.2, color: color("--card") } } };
 }
 
-export function draw(place, figure, config) {
+export async function draw(place, figure, config) {
   drawn.set(place, { figure, config });
   // On a narrow screen the buttons would cover the figure; touch zooms without them.
   const shown = innerWidth < NARROW ? { ...config, displayModeBar: false } : config;
-  return Plotly.react(place, dressed(figure.data), themed(figure.layout), shown);
+  const many = figure.data.filter((trace) => trace.type === "scattergl");
+  const rest = figure.data.filter((trace) => trace.type !== "scattergl");
+  await Plotly.react(place, [...corners(many), ...rest.map(rimmed)], themed(figure.layout), shown);
+  cloud(place, many);
 }
 
 export function redraw() {
@@ -60,5 +61,6 @@ export function redraw() {
 }
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+addEventListener("themechange", redraw);
 addEventListener("beforeprint", redraw);
 addEventListener("afterprint", redraw);

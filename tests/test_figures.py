@@ -184,7 +184,7 @@ def test_trials_that_ended_early_are_faint_and_the_untrained_have_a_strip_of_the
     assert before.marker.opacity < 0.5  # type: ignore[attr-defined]
 
 
-def test_thousands_of_points_are_left_to_the_graphics_card_and_stay_small() -> None:
+def test_thousands_of_points_are_of_the_kind_that_the_pages_draw_on_a_canvas_and_stay_small() -> None:
     facts = front_facts(make_study(), make_trials(2500))
     figure = figures.plot_trade_off(facts, "size")
     kinds = {trace.name: trace.type for trace in figure.data}
@@ -209,19 +209,37 @@ def test_an_unknown_figure_is_not_found() -> None:
 
 
 def test_parallel_coordinates_leave_out_what_never_varied_and_end_in_the_objectives() -> None:
-    (lines,) = figures.study_figure("parallel", make_study(), make_trials()).data
-    labels = [d.label for d in lines.dimensions]
+    figure = figures.study_figure("parallel", make_study(), make_trials())
+    labels = list(figure.layout.xaxis.ticktext)
     assert labels == ["channels removed, %", "bits per weight", "activations", *labels[-3:]]
     assert labels[-3:] == ["file, kB", "latency, ms", "accuracy lost, points"]
-    assert lines.dimensions[2].ticktext == ("float", "uint8")
+    texts = [note.text for note in figure.layout.annotations if note.x == 2]
+    assert texts == ["float", "uint8"]
+
+
+def test_every_line_of_parallel_coordinates_is_a_trial_between_the_ends_of_its_axes() -> None:
+    trials = make_trials()
+    figure = figures.study_figure("parallel", make_study(), trials)
+    width = len(figure.layout.xaxis.ticktext) + 1  # a gap after every line
+    drawn = {}
+    for trace in figure.data:
+        assert len(trace.x) == len(trace.y) == width * len(trace.customdata)
+        for row, trial in enumerate(trace.customdata):
+            drawn[trial] = trace.y[row * width : (row + 1) * width - 1]
+    assert sorted(drawn) == [p.point.trial for p in FACTS.points if p.point.origin != "baseline"]
+    assert min(map(min, drawn.values())) == 0
+    assert max(map(max, drawn.values())) == 1
+    sizes = {t.trial: t.measurement.size_bytes for t in trials if t.measurement}
+    assert max(drawn, key=lambda trial: drawn[trial][-3]) == max(drawn, key=lambda trial: sizes[trial])
 
 
 def test_parallel_coordinates_of_very_many_trials_keep_the_front() -> None:
     trials = make_trials(4000)
-    (lines,) = figures.study_figure("parallel", make_study(), trials).data
+    figure = figures.study_figure("parallel", make_study(), trials)
+    drawn = {trial for trace in figure.data for trial in trace.customdata}
     front = {p.point.trial for p in front_facts(make_study(), trials).points if p.on_front} - {0}
-    assert len(lines.customdata) <= 1600
-    assert front <= set(lines.customdata)
+    assert len(drawn) <= 1600
+    assert front <= drawn
 
 
 def test_what_explains_the_size_most_is_bits_and_channels() -> None:

@@ -61,12 +61,12 @@ def plot_fronts(document: Mapping[str, Any], against: str) -> go.Figure:
     useful = [d for d in drops if d <= 0.05] or [0.02]
     low, high = min([*drops, 0.0]) * 100, max(*useful, 0.02) * 100
     title = loss_axis(document["metric"], document["direction"])
-    figure.update_yaxes(title=title, range=[low - 0.06 * (high - low) - 0.2, high + 0.1 * (high - low)])
+    figure.update_yaxes(title_text=title, range=[low - 0.06 * (high - low) - 0.2, high + 0.1 * (high - low)])
     if against == "size":
         sizes = [p["size_bytes"] / 1000 for curve in document["curves"] for p in curve["points"]]
-        figure.update_xaxes(title="file size", type="log", **size_ticks(sizes))
+        figure.update_xaxes(title_text="file size", type="log", **size_ticks(sizes))
     else:
-        figure.update_xaxes(title="latency, ms", rangemode="tozero")
+        figure.update_xaxes(title_text="latency, ms", rangemode="tozero")
     return figure
 
 
@@ -86,8 +86,8 @@ def plot_hypervolumes(document: Mapping[str, Any]) -> go.Figure:
             )
         )
     style(figure, height=320)
-    figure.update_xaxes(title="budget spent, s", rangemode="tozero")
-    figure.update_yaxes(title="hypervolume (1 is perfect)", rangemode="tozero")
+    figure.update_xaxes(title_text="budget spent, s", rangemode="tozero")
+    figure.update_yaxes(title_text="hypervolume (1 is perfect)", rangemode="tozero")
     return figure
 
 

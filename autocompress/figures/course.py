@@ -28,8 +28,8 @@ def plot_hypervolume(facts: FrontFacts) -> go.Figure:
         )
     style(figure, height=300)
     figure.update_layout(showlegend=False)
-    figure.update_xaxes(title="budget spent, s", rangemode="tozero")
-    figure.update_yaxes(title="hypervolume (1 is perfect)", rangemode="tozero")
+    figure.update_xaxes(title_text="budget spent, s", rangemode="tozero")
+    figure.update_yaxes(title_text="hypervolume (1 is perfect)", rangemode="tozero")
     return figure
 
 
@@ -55,6 +55,6 @@ def plot_budget(facts: FrontFacts) -> go.Figure:
             )
     style(figure, height=210)
     figure.update_layout(barmode="stack", showlegend=False, bargap=0.35)
-    figure.update_xaxes(title="seconds")
+    figure.update_xaxes(title_text="seconds")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure

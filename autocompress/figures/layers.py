@@ -120,9 +120,10 @@ def plot_curve(document: Mapping[str, Any]) -> go.Figure:
         )
     )
     style(figure, height=280)
-    figure.update_xaxes(title="training, s", rangemode="tozero")
-    positive = all(v > 0 for _, v in curve)
-    figure.update_yaxes(title="training loss", type="log" if positive and curve else "linear")
+    figure.update_xaxes(title_text="training, s", rangemode="tozero")
+    figure.update_yaxes(title_text="training loss")
+    if curve and all(v > 0 for _, v in curve):
+        figure.update_yaxes(type="log", dtick="D2", tickformat="~g")
     return figure
 
 

@@ -27,7 +27,7 @@ GREY = "#7F7F7F"
 INK, GRID = "#6E7681", "rgba(128,128,128,0.22)"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 BITS_COLOR = {2: RED, 3: ORANGE, 4: SKY, 8: BLUE, 16: PURPLE, 32: GREY}
-MANY = 1000  # points: from here on the graphics card draws, and only the front tells its plans
+MANY = 1000  # points: more are drawn on a canvas, and only the front tells its plans
 _SIZE_STEPS = (1, 2, 5)
 _ANY_STEP = 5  # round sizes that are too many for an axis
 
@@ -52,13 +52,22 @@ def style(figure: go.Figure, *, height: int) -> None:
         uirevision="keep",  # a live page redraws without losing the reader's zoom
     )
     figure.update_xaxes(
-        gridcolor=GRID, zeroline=False, linecolor=GRID, ticks="outside", tickcolor=GRID, automargin=True
+        gridcolor=GRID,
+        zeroline=False,
+        linecolor=GRID,
+        ticks="outside",
+        tickcolor=GRID,
+        automargin=True,
+        title_font_size=13,
     )
-    figure.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True)
+    figure.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=GRID, automargin=True, title_font_size=13)
 
 
 def scatter(many: bool, **trace: Any) -> go.Scatter | go.Scattergl:
-    """A trace of markers, drawn by the graphics card where there are many of them."""
+    """A trace of markers; where there are many, of the kind that the pages draw on a canvas (`dashboards/cloud.js`).
+
+    Plotly's own drawing of that kind compiles code from text, which the pages' security policy forbids.
+    """
     return go.Scattergl(**trace) if many else go.Scatter(**trace)
 
 

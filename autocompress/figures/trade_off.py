@@ -42,7 +42,8 @@ def plot_trade_off(facts: FrontFacts, against: Against) -> go.Figure:
     figure = go.Figure()
     front, anchors, others = by_role(facts)
     _add_ended(figure, facts, against)
-    figure.add_trace(_markers(others, facts, against, "dominated", SKY, "circle", size=6, opacity=0.4))
+    size, opacity = (4, 0.2) if len(others) > MANY else (6, 0.4)
+    figure.add_trace(_markers(others, facts, against, "dominated", SKY, "circle", size=size, opacity=opacity))
     figure.add_trace(_markers(anchors, facts, against, "anchor, dominated", ORANGE, "square", size=7, opacity=0.6))
     if any(p.test_drop is not None for p in front):
         figure.add_trace(_markers(front, facts, against, "front, test", PURPLE, "diamond-open", size=10, split="test"))
@@ -52,7 +53,7 @@ def plot_trade_off(facts: FrontFacts, against: Against) -> go.Figure:
     figure.add_trace(_markers(tried, facts, against, "front, anchor", ORANGE, "square", size=10, whiskers=True))
     _add_baseline(figure, facts, against)
     style(figure, height=440)
-    figure.update_yaxes(title=loss_title(facts), range=loss_range(front))
+    figure.update_yaxes(title_text=loss_title(facts), range=loss_range(front))
     _scale_x(figure, facts, against)
     if any(e.drop is None for e in facts.ended):
         _add_rug_axis(figure)
@@ -231,7 +232,8 @@ def _add_ended(figure: go.Figure, facts: FrontFacts, against: Against) -> None:
         ]
         many = len(ended) > MANY
         look: dict[str, Any] = {"hovertext": text, "hoverinfo": "text"} if not many else {"hoverinfo": "skip"}
-        marker = {"symbol": symbol, "size": size, "color": GREY, "opacity": 0.45, "line": {"width": 1, "color": GREY}}
+        line = {"width": 1, "color": GREY}
+        marker = {"symbol": symbol, "size": size, "color": GREY, "opacity": 0.15 if many else 0.45, "line": line}
         where = {"x": digits(at), "y": heights, "yaxis": axis, "customdata": [e.trial for e in ended]}
         figure.add_trace(scatter(many, mode="markers", name=name, marker=marker, **where, **look))
 
@@ -287,9 +289,9 @@ def _add_baseline(figure: go.Figure, facts: FrontFacts, against: Against) -> Non
 
 def _scale_x(figure: go.Figure, facts: FrontFacts, against: Against) -> None:
     if against == "latency":
-        figure.update_xaxes(title="latency, ms", rangemode="tozero")
+        figure.update_xaxes(title_text="latency, ms", rangemode="tozero")
         return
-    figure.update_xaxes(title="file size", type="log", **_size_ticks(facts))
+    figure.update_xaxes(title_text="file size", type="log", **_size_ticks(facts))
 
 
 def _size_ticks(facts: FrontFacts) -> dict[str, Any]:

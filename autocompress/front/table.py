@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from autocompress.front.explain import is_share, metric_name
+from autocompress.front.explain import is_share, metric_name, words
 from autocompress.front.hypervolume import REFERENCE
-from autocompress.front.summary import PointFacts, front_facts, front_hypervolume
+from autocompress.front.summary import FrontFacts, PointFacts, front_facts, front_hypervolume
 from autocompress.records import StudyRecord, TrialRecord
 
 _LIMITS = ("max_drop", "max_size", "max_latency")
@@ -23,7 +23,8 @@ def trial_columns(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str
     Returns:
         `columns`: trial, state, origin, val, val_low, val_high, test, drop, test_drop (shares; to the baseline),
         rung_drop (after a part of the training), size_bytes, latency_ms, ratio, ratio_low, ratio_high (latency to the
-        baseline's), spent_s and on_front. Beside them what they are told against: metric, baseline, limits.
+        baseline's), spent_s, on_front, and words: what a point of the front won and lost. Beside them what they are
+        told against: metric, baseline, limits.
     """
     facts = front_facts(study, trials)
     ordered = sorted(trials, key=lambda t: t.trial)
@@ -49,10 +50,19 @@ def trial_columns(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str
             for split in ("val", "test")
         },
         "columns": {
-            name: [_short(value(trial, drawn.get(trial.trial))) for trial in ordered]
-            for name, value in _COLUMNS.items()
+            **{
+                name: [_short(value(trial, drawn.get(trial.trial))) for trial in ordered]
+                for name, value in _COLUMNS.items()
+            },
+            "words": [_words(drawn.get(trial.trial), facts) for trial in ordered],
         },
     }
+
+
+def _words(fact: PointFacts | None, facts: FrontFacts) -> str | None:
+    if fact is None or not fact.on_front or facts.baseline is None:
+        return None
+    return words(fact.point, facts.baseline, direction=facts.direction)
 
 
 def _short(value: Any) -> Any:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
+from autocompress.errors import NotFoundError
 from autocompress.resources import resource
 from autocompress.service.problems import Problem
 from autocompress.service.security import cookie_name
@@ -37,7 +38,10 @@ def studies_page(request: Request) -> Response:
 @router.get("/studies/{study_id}")
 def study_page(request: Request, study_id: str) -> Response:
     """One study, live."""
-    name = service(request).views.name_of(study_id)
+    try:
+        name = service(request).views.name_of(study_id)
+    except NotFoundError:
+        return _missing(request, f"There is no study {study_id} on this server.")
     return _page(request, "study", study_id=study_id, study_name=name)
 
 
@@ -45,8 +49,11 @@ def study_page(request: Request, study_id: str) -> Response:
 def trial_page(request: Request, study_id: str, number: int) -> Response:
     """One trial."""
     views = service(request).views
-    name = views.name_of(study_id)
-    views.store.trial(name, number)
+    try:
+        name = views.name_of(study_id)
+        views.store.trial(name, number)
+    except NotFoundError:
+        return _missing(request, f"There is no trial {number} of a study {study_id} on this server.")
     return _page(request, "trial", study_id=study_id, study_name=name, trial=number)
 
 
@@ -100,12 +107,16 @@ def favicon() -> Response:
     return FileResponse(found, media_type=_KINDS[found.suffix]) if found else Response(status_code=204)
 
 
-def _page(request: Request, name: str, *, status: int = 200, **values: Any) -> Response:
+def _page(request: Request, name: str, *, status: int = 200, **values: Any) -> HTMLResponse:
     from autocompress import __version__
 
     facts = {"version": __version__, "allow_code": service(request).settings.allow_code, "page": name}
     facts |= {"actor": request.state.actor, **values}
     return HTMLResponse(_templates().get_template(f"{name}.html.jinja").render(facts), status)
+
+
+def _missing(request: Request, detail: str) -> HTMLResponse:
+    return _page(request, "missing", status=404, detail=detail)
 
 
 def _enter(request: Request, token: str, target: str) -> Response:

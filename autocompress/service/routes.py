@@ -11,10 +11,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
+from autocompress.bundle import card_text
 from autocompress.config import StudyConfig
 from autocompress.doctor import devices as local_devices
 from autocompress.front.compare import compare_document
 from autocompress.front.point import point_document
+from autocompress.front.summary import point_of
 from autocompress.front.table import trial_columns
 from autocompress.records import TrialState
 from autocompress.service.admission import builtin_studies
@@ -103,10 +105,12 @@ def trials(
 
 @router.get("/studies/{study_id}/trials/{number}", tags=["trials"])
 def trial(request: Request, study_id: str, number: int) -> Response:
-    """One trial with everything that is known of it: its layers, its curve, and why it was tried."""
+    """One trial with everything that is known of it: its layers, its curve, why it was tried, and its card."""
     name, view = _begun(request, study_id)
     trials = service(request).views.trials(name)
-    return json_response({"id": study_id, **point_document(view.record, trials, number)})
+    document = point_document(view.record, trials, number)
+    card = card_text(point_of(next(t for t in trials if t.trial == number)), view.record) if document["words"] else None
+    return json_response({"id": study_id, **document, "card": card})
 
 
 @router.get("/studies/{study_id}/trials/{number}/figures/{figure}", tags=["trials"])
