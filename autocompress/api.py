@@ -48,8 +48,21 @@ class Choice:
         """
         from autocompress.bundle import write_bundle
 
+        self._ensure_artifact()
         write_bundle(self.point, self.study, workspace=self.workspace, out=Path(out))
         return Path(out)
+
+    def _ensure_artifact(self) -> None:
+        """Make the file again if the workspace holds the trial's weights and not its file, as a copied one may."""
+        path = self.workspace / self.point.artifact
+        if path.is_file() or not path.with_name("weights.safetensors").is_file():
+            return
+        from autocompress.study.rebuild import rebuild_artifact
+
+        data = rebuild_artifact(self.study, self.point.plan, path.parent, self.workspace.absolute())
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
 
 
 class StudyResult:

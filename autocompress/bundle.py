@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import BUILTIN_METRICS
+from autocompress.config import is_builtin_metric, top_k
 from autocompress.errors import NotFoundError, UsageError
 from autocompress.front.explain import (
     format_bytes,
@@ -84,7 +84,7 @@ class _Shipped:
 
 
 def write_bundle(point: FrontPoint, study: StudyRecord, *, workspace: Path, out: Path) -> Path:
-    """Write `model.onnx`, `plan.json`, `model_card.md`, `run.py` and, if they were kept, `weights.safetensors`.
+    """Write `model.onnx`, `plan.json`, `model_card.md`, `run.py`, and weights and their rounding if they were kept.
 
     Everything is written beside `out` and renamed at the end: a bundle is whole or not there.
 
@@ -109,8 +109,9 @@ def write_bundle(point: FrontPoint, study: StudyRecord, *, workspace: Path, out:
         (partial / "plan.json").write_text(plan, encoding="utf-8")
         (partial / "model_card.md").write_text(_card(point, study, shipped), encoding="utf-8")
         (partial / "run.py").write_text(RUN_SCRIPT, encoding="utf-8")
-        if (weights := artifact.with_name("weights.safetensors")).is_file():
-            shutil.copyfile(weights, partial / weights.name)
+        for name in ("weights.safetensors", "rounding.safetensors"):
+            if (kept := artifact.with_name(name)).is_file():
+                shutil.copyfile(kept, partial / name)
         if out.is_dir():
             out.rmdir()
         partial.rename(out)
@@ -262,9 +263,10 @@ def _about_intervals(point: FrontPoint, study: StudyRecord) -> str:
     """What the intervals are, or why there are none."""
     metric = study.baseline.metric if study.baseline else str(study.config.get("task", {}).get("metric", "metric"))
     if point.val_ci is not None:
-        kind = "Wilson's, of a share of samples" if metric == "accuracy" else "a bootstrap over the samples"
+        is_count = metric == "accuracy" or top_k(metric) is not None
+        kind = "Wilson's, of a share of samples" if is_count else "a bootstrap over the samples"
         return f"The intervals of the {metric_name(metric)} say what other samples could have given ({kind})."
-    if metric in BUILTIN_METRICS:
+    if is_builtin_metric(metric):
         return f"The study recorded no interval of the {metric_name(metric)}."
     return f"The {metric_name(metric)} has no interval: a metric of your own is called once, over all samples together."
 

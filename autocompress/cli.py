@@ -116,10 +116,11 @@ def search(
             f"study {config.name!r} exists in {workspace}; continue it with `autocompress resume {config.name}`"
             " or choose another name with --name"
         )
+    from autocompress.config import ERROR_METRICS
     from autocompress.study.run import search_study
     from autocompress.terminal import open_view
 
-    minimize = config.task.metric == "mse" or config.task.direction == "minimize"
+    minimize = config.task.metric in ERROR_METRICS or config.task.direction == "minimize"
     with (
         _interruptible(config.name),
         open_view(

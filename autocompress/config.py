@@ -24,7 +24,10 @@ _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d)?\s*")
 _DURATION_S = {"s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(b|kb|mb|gb)?\s*", re.IGNORECASE)
 _SIZE_BYTES = {"b": 1, "": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
-BUILTIN_METRICS = ("accuracy", "balanced_accuracy", "recall", "f1", "mse")
+SHARE_METRICS = ("accuracy", "balanced_accuracy", "recall", "f1")  # larger is better, from 0 to 1
+ERROR_METRICS = ("mse", "mae")  # smaller is better
+BUILTIN_METRICS = (*SHARE_METRICS, "topK_accuracy", *ERROR_METRICS)
+_TOP_K = re.compile(r"top([1-9]\d*)_accuracy")
 SAMPLERS = ("front", "knobs", "gp", "tpe", "nsga2", "random", "sweep")
 
 
@@ -54,6 +57,17 @@ def parse_size(value: Any) -> int | None:
     if not match or size <= 0:
         raise ValueError(f"a size above 0 such as 50kB or 1.5MB was expected, got {value!r}")
     return size
+
+
+def top_k(metric: str) -> int | None:
+    """K of "top5_accuracy"; None for every other metric."""
+    match = _TOP_K.fullmatch(metric)
+    return int(match[1]) if match else None
+
+
+def is_builtin_metric(metric: str) -> bool:
+    """Whether a metric's name is known here; every other is a function of the user's own."""
+    return metric in SHARE_METRICS + ERROR_METRICS or top_k(metric) is not None
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
@@ -116,11 +130,19 @@ class TaskConfig(Table):
     direction: Literal["maximize", "minimize"] | None = Field(
         None, description="for a metric of your own; built-in metrics know theirs"
     )
+    kind: Literal["auto", "classification", "multilabel", "regression"] = Field(
+        "auto", description="what the targets are, and so the loss; auto: told by them and the metric"
+    )
 
     @model_validator(mode="after")
     def _known_metric(self) -> TaskConfig:
-        if self.metric not in BUILTIN_METRICS and ":" not in self.metric:
+        if not is_builtin_metric(self.metric) and ":" not in self.metric:
             raise ValueError(_unknown("metric", self.metric, BUILTIN_METRICS) + ', or "module:function"')
+        errors = self.metric in ERROR_METRICS
+        if (errors and self.kind in ("classification", "multilabel")) or (
+            is_builtin_metric(self.metric) and not errors and self.kind == "regression"
+        ):
+            raise ValueError(f"{self.metric} does not measure a {self.kind}; leave task.kind out")
         return self
 
 
@@ -150,7 +172,11 @@ class SpaceConfig(Table):
     max_prune_ratio: float = Field(0.75, ge=0, lt=1, description="largest share of channels removed from a group")
     round_to: int = Field(8, ge=1, description="widths are multiples of this (4 below 32 channels)")
     weight_bits: tuple[Literal[1, 2, 3, 4, 5, 6, 8, 16, 32], ...] = Field((3, 4, 8, 32), min_length=1)
-    activations: tuple[Activations, ...] = Field(("float", "uint8"), min_length=1)
+    activations: tuple[Activations, ...] = Field(
+        ("float", "uint8", "dynamic"),
+        min_length=1,
+        description="of the whole network; dynamic: where matrix products do most of the work",
+    )
     levels: tuple[Levels, ...] = Field(
         ("uniform",), min_length=1, description="of weights with 2 to 6 bits: uniform, codebook (k-means), power_of_two"
     )

@@ -14,11 +14,16 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 WEIGHT_BITS = (1, 2, 3, 4, 5, 6, 8, 16, 32)
-Activations = Literal["float", "uint8"]
+Activations = Literal["float", "uint8", "dynamic"]
 Importance = Literal["l1", "l2", "taylor", "fisher", "activation", "bn_scale", "random"]
 SparsityKind = Literal["magnitude", "fisher", "2:4", "1:4"]
 Levels = Literal["uniform", "codebook", "power_of_two"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activations)
+_LOSSY = (
+    "float",
+    "dynamic",
+    "uint8",
+)  # each rounds at least as much as the one before: fixed ranges fit no sample best
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 LEVELS: tuple[str, ...] = get_args(Levels)
 SPARSITY_KINDS: tuple[str, ...] = get_args(SparsityKind)
@@ -64,7 +69,8 @@ class CompressionPlan:
     Attributes:
         prune_ratio: share of channels removed per group, 0 <= ratio < 1; a group not named keeps all.
         weight_bits: bits per layer, one of `WEIGHT_BITS`; a layer not named stays at 32.
-        activations: "float", or "uint8" for the layers whose weights have at most 8 bits.
+        activations: "float", or integers for the layers whose weights have at most 8 bits: "uint8" with ranges that
+            were calibrated, or "dynamic" with those of each input, for matrix products and LSTMs alone.
         importance: how the channels to remove are chosen.
         distill: temperature and weight of the teacher's soft targets.
         learning_rate: peak learning rate of the recovery, above 0; a network that was hurt less is trained at less.
@@ -175,7 +181,7 @@ class CompressionPlan:
             and set(self.removed_blocks) >= set(other.removed_blocks)
             and all(self.prune_ratio.get(g, 0.0) >= other.prune_ratio.get(g, 0.0) for g in groups)
             and all(self.weight_bits.get(n, 32) <= other.weight_bits.get(n, 32) for n in layers)
-            and ACTIVATIONS.index(self.activations) >= ACTIVATIONS.index(other.activations)
+            and _LOSSY.index(self.activations) >= _LOSSY.index(other.activations)
         )
 
     def _removes(self, name: str) -> bool:

@@ -224,7 +224,7 @@ class BlockFacts(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip(Record):
-    """Something that is left as it is. `what`: "prune" or "quantize"."""
+    """Something that is left as it is. `what`: "prune", "quantize" (its weights) or "integers" (its arithmetic)."""
 
     name: str
     what: str

@@ -92,7 +92,7 @@ def test_the_python_example_of_the_readme_uses_names_that_exist() -> None:
 
 def test_every_built_in_study_is_in_the_readme() -> None:
     names = {path.stem for path in (ROOT / "studies").glob("*.toml")}
-    assert names == set(re.findall(r"^\| `([a-z0-9_]+)` \| [^|]*Net", README, re.MULTILINE))
+    assert names == set(re.findall(r"^\| `([a-z0-9_]+)` \| [^|]* parameters \|", README, re.MULTILINE))
 
 
 def test_every_file_that_the_readme_shows_exists() -> None:

@@ -15,7 +15,16 @@ PACKAGE = ROOT / "autocompress"
 # Library -> the files and folders (ending in "/") of the package that may import it, anywhere in the file.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "torch": (
-        *("zoo/", "space/layers.py", "space/groups.py", "space/blocks.py", "space/watch.py", "compress/", "recover/"),
+        *(
+            "zoo/",
+            "space/layers.py",
+            "space/groups.py",
+            "space/blocks.py",
+            "space/watch.py",
+            "space/attention.py",
+            "space/hidden.py",
+        ),
+        *("space/slices.py", "compress/", "recover/"),
         "export/",
         "search/profile.py",
         # The stages of a trial, and what they are given: every one of them is imported on use.
@@ -44,7 +53,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "plotly": ("figures/", "report.py"),
     "jinja2": ("report.py", "service/"),
     "markupsafe": ("report.py", "service/"),
-    "sklearn": ("zoo/datasets.py",),
+    "sklearn": ("zoo/datasets.py", "zoo/tables.py"),
     "pydantic": ("config.py", "service/", "agent/"),
     "numpy": ("",),
 }

@@ -41,9 +41,20 @@ def input_grams(model: nn.Module, samples: Sequence[Tensor]) -> Grams:
         channels = channels[:, :: max(1, channels.shape[1] // _POSITIONS)].float()
         grams[name] = channels @ channels.T / channels.shape[1]
 
-    with watched(model, _mixes_inputs, add):
+    def add_hidden(name: str, module: Any, _: tuple[Any, ...], result: Any) -> None:
+        units = result[0].flatten(0, -2).float()  # [positions, directions * hidden], of its last layer
+        for direction in range(units.shape[1] // module.hidden_size):
+            own = units[:, direction * module.hidden_size :][:, : module.hidden_size]
+            grams[hidden_key(name, direction)] = own.T @ own / len(own)
+
+    with watched(model, _mixes_inputs, add), watched(model, lambda m: isinstance(m, nn.RNNBase), add_hidden):
         model(*samples)
     return grams
+
+
+def hidden_key(name: str, direction: int) -> str:
+    """Under which `input_grams` keeps what the hidden units of a recurrent layer say of each other."""
+    return f"{name}:{direction}"
 
 
 def mark_channels_(model: nn.Module) -> nn.Module:
@@ -91,14 +102,42 @@ def compensate_(pruned: nn.Module, dense: nn.Module, kept: Kept, grams: Mapping[
         assert isinstance(weight, Tensor)
         if gram is None or len(inputs) == weight.shape[1]:
             continue
-        ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-12)
-        inner = gram[inputs][:, inputs] + ridge * torch.eye(len(inputs))
-        mix = torch.linalg.solve(inner, gram[inputs]).T  # [all inputs, kept inputs]
+        mix = _mix(gram, inputs)
         folded = torch.einsum("oi...,ik->ok...", weight[outputs].float(), mix)
         target = after[name].weight
         assert isinstance(target, Tensor)
         target.copy_(folded)
     return pruned
+
+
+@torch.no_grad()
+def compensate_hidden_(
+    pruned: nn.Module, dense: nn.Module, name: str, kept: Sequence[int], grams: Mapping[str, Tensor]
+) -> nn.Module:
+    """The same for what a recurrent layer's units read of each other, in place; only its last layer's are known.
+
+    Args:
+        kept: the hidden units that `pruned` still has.
+    """
+    before: Any = dense.get_submodule(name)
+    after: Any = pruned.get_submodule(name)
+    units = torch.tensor(list(kept))
+    gates = len(before.weight_hh_l0) // before.hidden_size
+    rows = torch.cat([units + gate * before.hidden_size for gate in range(gates)])
+    ends = (f"l{before.num_layers - 1}", f"l{before.num_layers - 1}_reverse")[: 2 if before.bidirectional else 1]
+    for direction, end in enumerate(ends):
+        if (gram := grams.get(hidden_key(name, direction))) is not None:
+            weight = getattr(before, f"weight_hh_{end}")
+            getattr(after, f"weight_hh_{end}").copy_(weight[rows].float() @ _mix(gram, units))
+    return pruned
+
+
+def _mix(gram: Tensor, kept: Tensor) -> Tensor:
+    """What the kept inputs say of all of them, [all inputs, kept inputs]."""
+    ridge = _RIDGE * gram.diagonal().mean().clamp_min(1e-12)
+    inner = gram[kept][:, kept] + ridge * torch.eye(len(kept))
+    mix: Tensor = torch.linalg.solve(inner, gram[kept]).T
+    return mix
 
 
 def _mixes_inputs(module: Any) -> bool:

@@ -6,7 +6,7 @@ they are computed once and shared by all trials.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from autocompress.plan import Importance
 from autocompress.records import GroupFacts
-from autocompress.space.groups import build_graph, channel_blocks, full_group
+from autocompress.space.attention import HeadedAttention
+from autocompress.space.groups import build_graph, channel_blocks, full_group, slice_group
 from autocompress.space.layers import CONVS
+from autocompress.space.slices import SliceGroup, slice_score
 from autocompress.space.watch import watched
 
 Saliency = dict[nn.Module, Tensor]
@@ -45,12 +47,58 @@ def score_channels(
         return {}
     if criterion == "random":
         generator = torch.Generator().manual_seed(seed)
-        return {g.name: torch.rand(g.channels, generator=generator) for g in groups}
-    saliency = _saliency(model, criterion, batches, loss)
+        drawn = {g.name: torch.rand(g.channels, generator=generator) for g in groups}
+        attention = {name for name, module in model.named_modules() if isinstance(module, HeadedAttention)}
+        heads = [g for g in groups if g.name in attention]
+        return drawn | {g.name: drawn[g.name][:: g.granule].repeat_interleave(g.granule) for g in heads}
     example = tuple(t[:2] for t in batches[0][0])
-    graph = build_graph(model, example)
-    modules = dict(model.named_modules())
-    return {g.name: _group_score(full_group(graph, modules[g.name]), saliency, g.channels) for g in groups}
+    sliced = {g.name: s for g in groups if (s := slice_group(model, g.name, example)) is not None}
+    scores: dict[str, Tensor] = {}
+    if sliced:
+        values = _slice_saliency(model, sliced.values(), criterion, batches, loss)
+        scores |= {name: slice_score(group, values) for name, group in sliced.items()}
+    if coupled := [g for g in groups if g.name not in sliced]:
+        saliency = _saliency(model, criterion, batches, loss)
+        graph = build_graph(model, example)
+        modules = dict(model.named_modules())
+        scores |= {g.name: _group_score(full_group(graph, modules[g.name]), saliency, g.channels) for g in coupled}
+    return {g.name: scores[g.name] for g in groups}
+
+
+def _slice_saliency(
+    model: nn.Module, groups: Iterable[SliceGroup], criterion: Importance, batches: Any, loss: Any
+) -> dict[tuple[str, str], Tensor]:
+    """Per tensor the saliency of its elements; mean absolute inputs of what reads the channels for "activation"."""
+    names = dict.fromkeys((s.module, s.tensor) for g in groups for s in g.slices)
+    if criterion == "activation":
+        return _read_activation(model, {s.module for g in groups for s in g.slices if s.reads}, batches)
+    tensors = {(module, tensor): getattr(model.get_submodule(module), tensor) for module, tensor in names}
+    if criterion not in ("taylor", "fisher"):  # a batch norm's factor says nothing of these
+        return {name: t.detach().abs().pow(2 if criterion == "l2" else 1) for name, t in tensors.items()}
+    total = {name: torch.zeros_like(t) for name, t in tensors.items()}
+    for inputs, targets in batches:
+        grads = torch.autograd.grad(loss(model(*inputs), targets), list(tensors.values()), allow_unused=True)
+        for (name, tensor), grad in zip(tensors.items(), grads, strict=True):
+            if grad is not None:
+                total[name] += (tensor.detach() * grad).abs().pow(1 if criterion == "taylor" else 2)
+    return total
+
+
+def _read_activation(model: nn.Module, readers: set[str], batches: Any) -> dict[tuple[str, str], Tensor]:
+    total: dict[tuple[str, str], Tensor] = {}
+    targets = {model.get_submodule(name): name for name in readers}
+
+    def add(_name: str, module: nn.Module, inputs: Any, _output: Any) -> None:
+        if not isinstance(module, (nn.Linear, *CONVS)):  # a recurrent layer reads its own units, too
+            return
+        columns = inputs[0].movedim(-1 if isinstance(module, nn.Linear) else 1, -1).flatten(0, -2).abs().mean(0)
+        key = (targets[module], "weight")
+        total[key] = total.get(key, 0) + columns
+
+    with watched(model, lambda m: m in targets, add), torch.no_grad():
+        for inputs, _ in batches:
+            model(*inputs)
+    return total
 
 
 def _saliency(model: nn.Module, criterion: Importance, batches: Any, loss: Any) -> Saliency:

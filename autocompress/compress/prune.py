@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.compensate import Grams, compensate_, mark_channels_, read_marks
+from autocompress.compress.compensate import Grams, compensate_, compensate_hidden_, mark_channels_, read_marks
 from autocompress.compress.drop import drop_blocks_
 from autocompress.plan import CompressionPlan
 from autocompress.records import ModelFacts
-from autocompress.space.groups import build_graph, channel_blocks, full_group, has_blocks
+from autocompress.space.groups import build_graph, channel_blocks, full_group, has_blocks, slice_group
 from autocompress.space.search_space import kept_widths
+from autocompress.space.slices import kept_channels, remove_slices_, whole_units
 
 
 def prune(
@@ -54,6 +55,11 @@ def prune(
     if grams is not None:
         marked = remove_channels_(mark_channels_(copy.deepcopy(model)), example, remove)
         compensate_(pruned, model, read_marks(marked, model), grams)
+        for name, channels in remove.items():
+            if isinstance(model.get_submodule(name), nn.RNNBase):
+                group = slice_group(model, name, example)
+                assert group is not None
+                compensate_hidden_(pruned, model, name, kept_channels(group, channels), grams)
     return pruned
 
 
@@ -93,11 +99,22 @@ def kept_scores(scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict
 
 
 def remove_channels_(model: nn.Module, example: Sequence[Tensor], remove: Mapping[str, Sequence[int]]) -> nn.Module:
-    """Remove the listed output channels of each named layer, and of every layer coupled to it, in place."""
+    """Remove the listed output channels of each named layer, and of every layer coupled to it, in place.
+
+    Of heads, whole ones go: as many as the channels would fill.
+    """
+    coupled = {}
+    for name, channels in remove.items():
+        if (group := slice_group(model, name, example)) is not None:
+            remove_slices_(model, group, whole_units(group, channels))
+        else:
+            coupled[name] = channels
+    if not coupled:
+        return model
     graph = build_graph(model, example)
     modules = dict(model.named_modules())
     may_block = any(has_blocks(m) for m in modules.values())  # asking every group takes seconds in a large network
-    for name, channels in remove.items():
+    for name, channels in coupled.items():
         root = modules[name]
         pruner = graph.get_pruner_of_module(root)
         blocks = channel_blocks(full_group(graph, root)) if may_block else 1

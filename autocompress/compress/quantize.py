@@ -2,8 +2,8 @@
 
 The integers are evenly spaced, or those of a table that the layer's channels share (`compress/levels.py`).
 
-Works as a parametrization on any Conv or Linear, so nothing is traced and training goes on
-through the rounding. What the integers become in a file is decided in `export/`; activations are
+Works as a parametrization on any Conv, Linear, Embedding or recurrent layer, so nothing is traced and training goes
+on through the rounding. What the integers become in a file is decided in `export/`; activations are
 quantized there too, by the runtime's own tool.
 """
 
@@ -22,10 +22,12 @@ from autocompress.compress.drop import is_dropped
 from autocompress.compress.levels import fit_levels, has_table, nearest, refit, table_of
 from autocompress.compress.sparsify import Mask
 from autocompress.plan import Levels
+from autocompress.space.layers import weight_names
 
 _SMALLEST = 1e-18
 _REFRESH = 16  # steps of the training between two fits of a codebook
-_OF_PARAMETRIZATION = re.compile(r"parametrizations\.weight\.\d+\.")
+_OF_PARAMETRIZATION = re.compile(r"parametrizations\.\w+\.\d+\.")
+_ORIGINAL = re.compile(r"parametrizations\.(\w+)\.original$")
 _CLIP_SHARES = torch.linspace(0.3, 1.0, 36)
 
 
@@ -142,11 +144,27 @@ def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int], levels: 
             raise ValueError(f"weight_bits names {name!r}, which is not a layer of the model")
         if bits <= 8:
             layer = modules[name]
-            _refuse_infinite(name, layer.weight)
-            parametrize.register_parametrization(
-                layer, "weight", FakeQuantize(layer.weight, bits, levels, zero=_has_mask(layer))
-            )
+            for tensor in weight_names(layer):
+                weight = getattr(layer, tensor)
+                _refuse_infinite(name, weight)
+                if tensor == "weight":
+                    fake = FakeQuantize(weight, bits, levels, zero=_has_mask(layer))
+                else:  # both directions of a recurrent layer are stored as one matrix, which has no room for two tables
+                    fake = FakeQuantize(weight, max(2, bits))
+                parametrize.register_parametrization(layer, tensor, fake)
+            if isinstance(layer, nn.RNNBase):
+                layer.register_forward_pre_hook(_read_rounded_)
+                layer.register_forward_hook(_read_nothing_)
     return model
+
+
+def _read_rounded_(layer: Any, _: object) -> None:
+    """A recurrent layer's forward reads a list of its own, which parametrizations do not reach."""
+    layer._flat_weights = [getattr(layer, name) for name in layer._flat_weights_names]
+
+
+def _read_nothing_(layer: Any, _: object, __: object) -> None:
+    layer._flat_weights = []  # results of a graph: a network that holds them cannot be copied
 
 
 def float_state(model: nn.Module) -> dict[str, Tensor]:
@@ -155,7 +173,7 @@ def float_state(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         if _OF_PARAMETRIZATION.search(name):
             continue
-        state[name.replace("parametrizations.weight.original", "weight")] = tensor.detach().contiguous().clone()
+        state[_ORIGINAL.sub(r"\1", name)] = tensor.detach().contiguous().clone()
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module, "weight"):
             for step in _masks(module):
@@ -163,31 +181,32 @@ def float_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def rounding_state(model: nn.Module) -> dict[str, Tensor]:
+    """What the rounding has learned beside the weights, under its own names; `load_state_dict` takes it back."""
+    state = model.state_dict()
+    return {n: t.detach().contiguous().clone() for n, t in state.items() if _OF_PARAMETRIZATION.search(n)}
+
+
 def settle_weights_(model: nn.Module) -> dict[str, QuantizedWeight]:
     """Replace every quantized or masked weight by the values it stands for, in place, and return the integers.
+
+    They are under the layer's name, those of a recurrent layer under "<layer>.<parameter>".
 
     Raises:
         ValueError: a weight is not finite.
     """
     settled: dict[str, QuantizedWeight] = {}
-    for name, module in model.named_modules():
-        if not parametrize.is_parametrized(module, "weight"):
+    module: Any
+    for name, module in list(model.named_modules()):
+        if not parametrize.is_parametrized(module):
             continue
-        chain: Any = module.parametrizations.weight
-        _refuse_infinite(name, chain.original)
-        value = chain.original.detach()
-        for step in _masks(module):
-            value = value * step.mask
-        fake = next((step for step in chain if isinstance(step, FakeQuantize)), None)
-        if fake is not None:
-            settled[name] = fake.quantize(value)
-            _refuse_infinite(name, settled[name].scale)
-            value = settled[name].dequantize()
-        elif not _has_mask(module):
-            continue
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-        with torch.no_grad():
-            module.weight.copy_(value)
+        for tensor in list(module.parametrizations):
+            _settle_(name, module, tensor, settled)
+        if isinstance(module, nn.RNNBase):
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [k for k, hook in hooks.items() if hook in (_read_rounded_, _read_nothing_)]:
+                    del hooks[key]
+            module._init_flat_weights()
     return settled
 
 
@@ -198,6 +217,27 @@ def _masks(module: Any) -> list[Mask]:
 
 def _has_mask(module: Any) -> bool:
     return bool(_masks(module))
+
+
+def _settle_(name: str, module: Any, tensor: str, settled: dict[str, QuantizedWeight]) -> None:
+    """The same for one parameter."""
+    chain: Any = module.parametrizations[tensor]
+    masks = [step for step in chain if isinstance(step, Mask)]
+    fake = next((step for step in chain if isinstance(step, FakeQuantize)), None)
+    if fake is None and not masks:
+        return
+    _refuse_infinite(name, chain.original)
+    value = chain.original.detach()
+    for step in masks:
+        value = value * step.mask
+    if fake is not None:
+        key = name if tensor == "weight" else f"{name}.{tensor}"
+        settled[key] = fake.quantize(value)
+        _refuse_infinite(name, settled[key].scale)
+        value = settled[key].dequantize()
+    parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+    with torch.no_grad():
+        getattr(module, tensor).copy_(value)
 
 
 def _refuse_infinite(name: str, values: object) -> None:

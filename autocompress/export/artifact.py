@@ -23,10 +23,13 @@ from autocompress.compress.drop import drop_blocks_
 from autocompress.compress.quantize import QuantizedWeight
 from autocompress.errors import UsageError
 from autocompress.export.activations import Ranges, calibrate, quantize_activations
+from autocompress.export.dynamic import quantize_dynamically
 from autocompress.export.fold import Pairs, find_pairs, fold
 from autocompress.export.pack import PackedWeight, pack_float, pack_integer, tidy, to_bytes
+from autocompress.export.recurrent import recurrent_weights
 from autocompress.export.to_onnx import Site, Skeleton, fill, input_names, strip, trace, trace_skeleton, without_blocks
 from autocompress.plan import CompressionPlan
+from autocompress.space.layers import weight_names
 
 Widths = tuple[tuple[str, tuple[int, ...]], ...]  # shape of every parameter by its name
 Blocks = tuple[str, ...]
@@ -102,11 +105,14 @@ def emit(
     folded, integers = fold(model, exporter.pairs, quantized)
     graph, skeleton, known = _float_graph(exporter, folded, plan.removed_blocks)
     packed = [_packed(site, q) for n, q in integers.items() for site in skeleton.sites.get(f"{n}.weight", ())]
-    half_layers = [n for n, bits in plan.weight_bits.items() if bits == 16]
-    half_sites = [site.name for n in half_layers for site in skeleton.sites.get(f"{n}.weight", ())]
+    packed += recurrent_weights(folded, integers, skeleton.sites)
+    half_sites = _half_sites(folded, plan, skeleton)
     if plan.activations == "float":
         return to_bytes(tidy(pack_float(graph, packed, half_sites)))
-    weights = {w.name: (w.scale, w.axis) for w in packed}
+    if plan.activations == "dynamic":
+        left = quantize_dynamically(graph, packed)
+        return to_bytes(tidy(pack_float(graph, left, half_sites)))
+    weights = {w.name: (w.scale, w.axis) for w in packed if _is_multiplied(graph, w.name)}
     keep_float = _name_nodes(graph, weights)
     proto = ir.to_proto(graph)
     ranges = known if known is not None and not trained else _calibrate(graph, exporter.samples)
@@ -116,6 +122,26 @@ def emit(
     left = [w for w in packed if f"{w.name}_quantized" not in initializers]
     pack_float(pack_integer(strip(quantized_graph), used), left, half_sites)
     return to_bytes(tidy(quantized_graph))
+
+
+def _half_sites(folded: nn.Module, plan: CompressionPlan, skeleton: Skeleton) -> list[str]:
+    modules = dict(folded.named_modules())
+    keys = [
+        key
+        for name, bits in plan.weight_bits.items()
+        if bits == 16 and name in modules
+        for key in (
+            [f"{name}:{w}" for w in weight_names(modules[name])]
+            if isinstance(modules[name], nn.RNNBase)
+            else [f"{name}.weight"]
+        )
+    ]
+    return [site.name for key in keys for site in skeleton.sites.get(key, ())]
+
+
+def _is_multiplied(graph: ir.Model, name: str) -> bool:
+    """Whether a weight goes into a product that the runtime has an integer kernel for, and nowhere else."""
+    return all(use.node.op_type in _WEIGHTED for use in graph.graph.initializers[name].uses())
 
 
 def _refuse_other_outputs(model: nn.Module, example: Sequence[Tensor]) -> None:
@@ -241,10 +267,13 @@ def _packed(site: Site, quantized: QuantizedWeight) -> PackedWeight:
 def _name_nodes(graph: ir.Model, weights: Mapping[str, object]) -> list[str]:
     """Name every node; return those that must stay float: layers without integers, products of two activations."""
     keep_float = []
+    initializers = graph.graph.initializers
     for index, node in enumerate(graph.graph):
         node.name = f"n{index}"
         if node.op_type in _WEIGHTED:
             weight = node.inputs[1].name if node.inputs[1] is not None else None
             if weight not in weights:
                 keep_float.append(node.name)
+        elif node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].name in initializers:
+            keep_float.append(node.name)  # an embedding: its table is rounded by us or not at all
     return keep_float

@@ -29,7 +29,7 @@ class PackedWeight:
     Attributes:
         name: the initializer it replaces.
         integers: int8, in the layout of the graph; `axis`: its output channels.
-        scale: float32 [out].
+        scale: float32 [out], or with as many axes as the integers, to be multiplied with them as it is.
         bits: 1 to 6, or 8.
         table: int8, the at most 2^bits integers that occur, rising; what is stored are places in it.
     """
@@ -40,6 +40,14 @@ class PackedWeight:
     scale: np.ndarray
     bits: int
     table: np.ndarray | None = None
+
+    def column(self) -> np.ndarray:
+        """The scale with as many axes as the integers."""
+        if self.scale.ndim == self.integers.ndim:
+            return self.scale
+        shape = [1] * self.integers.ndim
+        shape[self.axis] = -1
+        return self.scale.reshape(shape)
 
 
 def pack_words(integers: np.ndarray, bits: int) -> np.ndarray:
@@ -77,9 +85,7 @@ def pack_float(model: ir.Model, weights: Sequence[PackedWeight], halves: Sequenc
     """Replace float weights by integers times scale, and those named in `halves` by float16, in place."""
     graph = model.graph
     for weight in weights:
-        column = [1] * weight.integers.ndim
-        column[weight.axis] = -1
-        scale = _constant(graph, f"{weight.name}_scale", weight.scale.reshape(column))
+        scale = _constant(graph, f"{weight.name}_scale", weight.column())
         whole = _stored(graph, weight)
         outputs = _call("Weight", [*whole, scale], weight, model)
         _substitute(graph, weight.name, outputs)
@@ -109,6 +115,16 @@ def pack_integer(model: ir.Model, weights: Sequence[PackedWeight]) -> ir.Model:
         whole = _stored(graph, weight)
         _substitute(graph, name, _call("Integer", whole, weight, model))
     return model
+
+
+def stored_integers(model: ir.Model, weight: PackedWeight) -> ir.Value:
+    """The integers of a weight as int8, stored in its bits; what unpacks them is the last node of the graph."""
+    graph = model.graph
+    if weight.bits == 8:
+        return _stored(graph, weight)[0]
+    call = _call("Integer", _stored(graph, weight), weight, model)
+    graph.append(call)
+    return call.outputs[0]
 
 
 def to_bytes(model: ir.Model) -> bytes:

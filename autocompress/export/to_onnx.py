@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import UsageError
 from autocompress.export.cut import Span, find_spans, without_spans
+from autocompress.export.recurrent import recurrent_arrays, set_hidden_sizes_, start_from_zero_
+from autocompress.export.reshapes import free_shapes_
 
 OPSET = 21  # the first with int4; every later runtime reads it
 
@@ -64,7 +66,8 @@ def trace(model: nn.Module, example: Sequence[Tensor]) -> Skeleton:
     """Trace `model` as it is; raises like `trace_skeleton`."""
     onnx_model = _export(model, example)
     graph = onnx_model.graph
-    _free_reshapes_(graph)
+    start_from_zero_(graph)
+    free_shapes_(onnx_model)
     spans = find_spans(graph)
     strip(onnx_model)
     return Skeleton(model=onnx_model, sites=_find_sites(graph, model), spans=spans)
@@ -100,6 +103,7 @@ def fill(skeleton: Skeleton, model: nn.Module) -> ir.Model:
         weight = node.inputs[1].name if node.op_type == "Conv" and node.inputs[1] is not None else None
         if weight in layer_of and layer_of[weight] in groups:
             node.attributes["group"] = ir.AttrInt64("group", groups[layer_of[weight]])
+    set_hidden_sizes_(filled.graph)
     return filled
 
 
@@ -174,46 +178,6 @@ def strip(model: ir.Model) -> ir.Model:
     return model
 
 
-def _free_reshapes_(graph: ir.Graph) -> None:
-    """Make constant target shapes hold for other channel counts, in place; shapes are still those of the dense network.
-
-    [-1, 64] after a pool becomes [0, -1]: the batch is copied and the channels are what is left. Of the inner sizes
-    that a reshape changes, the largest is freed, so a channel shuffle [-1, 2, 24, 7, 7] becomes [0, 2, -1, 7, 7].
-    """
-    for node in graph:
-        value = node.inputs[1] if node.op_type == "Reshape" else None
-        if value is None or value.const_value is None or node.inputs[0] is None:
-            continue
-        before, after = node.inputs[0].shape, node.outputs[0].shape
-        target = value.const_value.numpy().tolist()
-        if before is None or after is None or target[0] != -1 or len(target) < 2 or before[0] != after[0]:
-            continue
-        kept = _equal_tail(list(before), list(after))
-        free = max(range(1, len(target) - kept), key=target.__getitem__, default=None)
-        if free is None:
-            continue
-        target[0], target[free] = 0, -1
-        name = f"{value.name}_free"
-        if name not in graph.initializers:
-            tensor = ir.tensor(np.array(target, np.int64), name=name)
-            freed = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
-            graph.register_initializer(freed)
-        elif graph.initializers[name].const_value.numpy().tolist() != target:
-            continue
-        node.replace_input_with(1, graph.initializers[name])
-        node.attributes.pop("allowzero", None)
-    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
-        del graph.initializers[name]
-
-
-def _equal_tail(before: list[object], after: list[object]) -> int:
-    """How many of the last sizes a reshape leaves as they are; the first one is never counted."""
-    count = 0
-    while count + 1 < min(len(before), len(after)) and before[-1 - count] == after[-1 - count]:
-        count += 1
-    return count
-
-
 def _find_sites(graph: ir.Graph, model: nn.Module) -> dict[str, tuple[Site, ...]]:
     """Match initializers to parameters: by name where the exporter kept it, else by value, straight or transposed."""
     arrays = _arrays(model)
@@ -230,37 +194,14 @@ def _find_sites(graph: ir.Graph, model: nn.Module) -> dict[str, tuple[Site, ...]
     return sites
 
 
-# Where the gates of torch stand in ONNX's order: LSTM i f g o to i o f c, GRU r z n to z r h.
-_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
-
-
 def _arrays(model: nn.Module) -> dict[str, np.ndarray]:
     """Every float parameter and buffer by name, and those of recurrent layers once more in the layout of ONNX."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     arrays = {key: t.detach().cpu().numpy() for key, t in state.items() if t.is_floating_point()}
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
-            arrays |= {f"{name}:{key}": array for key, array in _recurrent_arrays(module).items()}
+            arrays |= {f"{name}:{key}": array for key, array in recurrent_arrays(module).items()}
     return arrays
-
-
-def _recurrent_arrays(module: nn.RNNBase) -> dict[str, np.ndarray]:
-    """Weights [directions, gates * hidden, in] and both biases joined [directions, 2 * gates * hidden], per layer."""
-    order = _GATES.get(module.mode, (0,))
-
-    def part(kind: str, end: str) -> np.ndarray:
-        blocks = np.split(getattr(module, f"{kind}_{end}").detach().cpu().numpy(), len(order))
-        return np.concatenate([blocks[i] for i in order])
-
-    found: dict[str, np.ndarray] = {}
-    for layer in range(module.num_layers):
-        ends = [f"l{layer}", f"l{layer}_reverse"] if module.bidirectional else [f"l{layer}"]
-        for kind in ("weight_ih", "weight_hh"):
-            found[f"{kind}_l{layer}"] = np.stack([part(kind, e) for e in ends])
-        if module.bias:
-            joined = [np.concatenate([part("bias_ih", e), part("bias_hh", e)]) for e in ends]
-            found[f"bias_l{layer}"] = np.stack(joined)
-    return found
 
 
 def _matches(parameter: np.ndarray, array: np.ndarray) -> bool | None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from autocompress.config import SHARE_METRICS, top_k
 from autocompress.front.hypervolume import Direction, metric_drop
 from autocompress.plan import CompressionPlan
 from autocompress.records import Baseline, FrontPoint
-
-_SHARES = ("accuracy", "balanced_accuracy", "recall", "f1")
 
 
 def words(point: FrontPoint, baseline: Baseline, *, direction: Direction = "maximize") -> str:
@@ -102,7 +101,7 @@ def format_ms(latency_ms: float) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether the metric is a share, 0 to 1, which people read as percent."""
-    return metric in _SHARES
+    return metric in SHARE_METRICS or top_k(metric) is not None
 
 
 def metric_name(metric: str) -> str:

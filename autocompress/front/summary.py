@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.config import ERROR_METRICS
 from autocompress.front.explain import judged_on_test, words
 from autocompress.front.hypervolume import REFERENCE, Direction, gain, hypervolume, metric_drop
 from autocompress.front.pareto import non_dominated
@@ -29,7 +30,6 @@ from autocompress.records import (
     weighed_bytes,
 )
 
-_MINIMIZED_METRICS = ("mse",)
 _STAGES = ("setup", "teacher", "baseline", "profile", "search", "final")
 _TRIAL_STAGES = ("prune", "emit", "latency", "train", "check", "quality")
 
@@ -118,7 +118,7 @@ def metric_direction(study: StudyRecord) -> Direction:
     """Whether the study's metric is better when larger; built-in metrics know theirs."""
     task = study.config.get("task", {})
     metric = study.baseline.metric if study.baseline else task.get("metric", "accuracy")
-    if metric in _MINIMIZED_METRICS:
+    if metric in ERROR_METRICS:
         return "minimize"
     return "minimize" if task.get("direction") == "minimize" else "maximize"
 

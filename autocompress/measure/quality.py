@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.config import BUILTIN_METRICS
+from autocompress.config import BUILTIN_METRICS, top_k
 from autocompress.errors import UsageError
 from autocompress.measure.intervals import Interval, mean_interval, score_interval, wilson_interval
 from autocompress.measure.runtime import open_artifact
@@ -80,7 +80,7 @@ def metric_for(name_or_callable: str | Callable[[Array, Array], Any], direction:
     """The metric of a built-in name or of a function.
 
     Args:
-        name_or_callable: one of `BUILTIN_METRICS`, or a function of (outputs, targets).
+        name_or_callable: one of `BUILTIN_METRICS` (K of topK_accuracy a number), or a function of (outputs, targets).
         direction: required for a function; built-in metrics know theirs.
     Raises:
         UsageError: an unknown name, a function without a direction, or a direction that contradicts a built-in.
@@ -90,10 +90,13 @@ def metric_for(name_or_callable: str | Callable[[Array, Array], Any], direction:
         if direction is None:
             raise UsageError(f'the metric {name} has no direction; set task.direction to "maximize" or "minimize"')
         return Metric(name=name, direction=direction, function=name_or_callable)
-    if name_or_callable not in _BUILTINS:
+    if (k := top_k(name_or_callable)) is not None:
+        metric = _top_k_accuracy(k)
+    elif name_or_callable in _BUILTINS:
+        metric = _BUILTINS[name_or_callable]
+    else:
         known = ", ".join(BUILTIN_METRICS)
         raise UsageError(f"unknown metric {name_or_callable!r}; known are {known}, or load a module:function first")
-    metric = _BUILTINS[name_or_callable]
     if direction not in (None, metric.direction):
         raise UsageError(
             f"{name_or_callable} is to {metric.direction}, got the direction {direction!r}; leave task.direction out"
@@ -114,12 +117,17 @@ def drop(metric: Metric, baseline: float, value: float) -> float:
 
 
 def accuracy(predictions: Array, targets: Array) -> float:
-    """Share of samples whose predicted class is the target; both [n]."""
-    return float(np.mean(predictions == targets))
+    """Share of samples whose predicted class is the target; of several labels, [n, labels], all must be right."""
+    return float(np.mean(_right(predictions, targets)))
 
 
 def balanced_accuracy(predictions: Array, targets: Array) -> float:
-    """Recall averaged over the classes that occur in `targets`."""
+    """Recall averaged over the classes that occur in `targets`.
+
+    Of several labels, each is a question of two classes, yes and no, and the mean is over the labels.
+    """
+    if targets.dtype == bool:
+        return float(np.mean([balanced_accuracy(p, t) for p, t in zip(predictions.T * 1, targets.T * 1, strict=True)]))
     hits, actual, _ = _counts(predictions, targets)
     present = actual > 0
     return float(np.mean(hits[present] / actual[present]))
@@ -132,14 +140,14 @@ def recall(predictions: Array, targets: Array) -> float:
     """
     hits, actual, predicted = _counts(predictions, targets)
     seen = (actual + predicted) > 0
-    return float(np.mean(hits[seen] / np.maximum(actual[seen], 1)))
+    return float(np.mean(hits[seen] / np.maximum(actual[seen], 1))) if seen.any() else 0.0
 
 
 def f1(predictions: Array, targets: Array) -> float:
     """F1 = 2 hits / (actual + predicted), averaged over the classes that occur in `targets` or were predicted."""
     hits, actual, predicted = _counts(predictions, targets)
     seen = (actual + predicted) > 0
-    return float(np.mean(2 * hits[seen] / (actual + predicted)[seen]))
+    return float(np.mean(2 * hits[seen] / (actual + predicted)[seen])) if seen.any() else 0.0
 
 
 def squared_errors(outputs: Array, targets: Array) -> Array:
@@ -148,18 +156,29 @@ def squared_errors(outputs: Array, targets: Array) -> Array:
     Raises:
         UsageError: outputs and targets have different shapes.
     """
-    if outputs.size != targets.size or len(outputs) != len(targets):
-        raise UsageError(
-            f"mse needs outputs shaped like the targets, got {outputs.shape} and {targets.shape}; change one of them"
-        )
-    # reshape, since [n, 1] - [n] would broadcast to [n, n]
-    difference = outputs.reshape(targets.shape).astype(np.float64) - targets
-    errors: Array = np.square(difference).reshape(len(targets), -1).mean(axis=1)
+    errors: Array = np.square(_differences(outputs, targets, "mse")).mean(axis=1)
     return errors
 
 
+def absolute_errors(outputs: Array, targets: Array) -> Array:
+    """Absolute error of every sample, the mean over its elements, [n]; raises like `squared_errors`."""
+    errors: Array = np.abs(_differences(outputs, targets, "mae")).mean(axis=1)
+    return errors
+
+
+def _differences(outputs: Array, targets: Array, name: str) -> Array:
+    """Outputs less targets, [n, elements]."""
+    if outputs.size != targets.size or len(outputs) != len(targets):
+        raise UsageError(
+            f"{name} needs outputs shaped like the targets, got {outputs.shape} and {targets.shape}; change one of them"
+        )
+    # reshape, since [n, 1] - [n] would broadcast to [n, n]
+    difference: Array = (outputs.reshape(targets.shape).astype(np.float64) - targets).reshape(len(targets), -1)
+    return difference
+
+
 def _of_classes(score: Callable[[Array, Array], float]) -> Metric:
-    """A metric of outputs [n, classes] from a score of predicted classes [n]."""
+    """A metric of outputs [n, classes] from a score of predicted classes [n], or of several labels [n, labels]."""
 
     def interval(outputs: Array, targets: Array) -> Interval:
         predictions = _predictions(outputs, targets)
@@ -175,16 +194,53 @@ def _of_classes(score: Callable[[Array, Array], float]) -> Metric:
     )
 
 
-_MSE = Metric(
-    name="mse",
-    direction="minimize",
-    function=lambda outputs, targets: squared_errors(outputs, targets).mean(),
-    interval=lambda outputs, targets: mean_interval(squared_errors(outputs, targets)),
-)
-_BUILTINS = {metric.name: metric for metric in (*map(_of_classes, (accuracy, balanced_accuracy, recall, f1)), _MSE)}
+def _of_errors(name: str, errors: Callable[[Array, Array], Array]) -> Metric:
+    """The mean of an error that every sample has."""
+    return Metric(
+        name=name,
+        direction="minimize",
+        function=lambda outputs, targets: errors(outputs, targets).mean(),
+        interval=lambda outputs, targets: mean_interval(errors(outputs, targets)),
+    )
 
 
-def _predictions(outputs: Array, targets: Array) -> NDArray[np.int64]:
+def _top_k_accuracy(k: int) -> Metric:
+    """Share of samples whose target is among the `k` largest outputs; a tie with the k-th does not count."""
+
+    def share(outputs: Array, targets: Array) -> float:
+        if targets.dtype == bool:
+            raise UsageError(f"top{k}_accuracy needs one class label per sample; use f1 or accuracy for several")
+        _predictions(outputs, targets)
+        own = np.take_along_axis(outputs, targets[:, None], axis=1)
+        return float(np.mean((outputs >= own).sum(axis=1) <= k))
+
+    return Metric(
+        name=f"top{k}_accuracy",
+        direction="maximize",
+        function=share,
+        interval=lambda outputs, targets: wilson_interval(share(outputs, targets), len(targets)),
+    )
+
+
+_BUILTINS = {
+    metric.name: metric
+    for metric in (
+        *map(_of_classes, (accuracy, balanced_accuracy, recall, f1)),
+        _of_errors("mse", squared_errors),
+        _of_errors("mae", absolute_errors),
+    )
+}
+
+
+def _predictions(outputs: Array, targets: Array) -> Array:
+    if targets.dtype == bool:  # several labels: each logit above 0 says yes
+        if outputs.size != targets.size or len(outputs) != len(targets):
+            raise UsageError(
+                f"several labels per sample need one output for each, got {list(outputs.shape)} outputs and "
+                f"{list(targets.shape)} targets"
+            )
+        chosen: Array = outputs.reshape(targets.shape) > 0
+        return chosen
     if outputs.ndim != 2 or outputs.shape[1] < 2 or targets.ndim != 1:
         raise UsageError(
             "a classification metric needs outputs [n, classes] with at least 2 classes and targets [n], "
@@ -195,12 +251,23 @@ def _predictions(outputs: Array, targets: Array) -> NDArray[np.int64]:
             f"the model has {outputs.shape[1]} outputs but the targets go up to {int(targets.max())}; "
             "give it one output per class"
         )
-    predictions: NDArray[np.int64] = outputs.argmax(axis=1)
+    predictions: Array = outputs.argmax(axis=1)
     return predictions
 
 
+def _right(predictions: Array, targets: Array) -> Array:
+    """Whether a sample is right, [n]."""
+    right: Array = (predictions == targets).reshape(len(targets), -1).all(axis=1)
+    return right
+
+
 def _counts(predictions: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Per class up to the largest that occurs: hits, samples with that target, samples with that prediction."""
+    """Per class up to the largest that occurs: hits, samples with that target, samples with that prediction.
+
+    Of several labels [n, labels] the same per label.
+    """
+    if targets.dtype == bool:
+        return (predictions & targets).sum(0), targets.sum(0), predictions.sum(0)
     classes = int(max(predictions.max(), targets.max())) + 1
     hits = np.bincount(targets[predictions == targets], minlength=classes)
     return hits, np.bincount(targets, minlength=classes), np.bincount(predictions, minlength=classes)

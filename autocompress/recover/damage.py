@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.recover.data import Task
+from autocompress.recover.distill import label_distill_loss
+
 _WHOLE = 0.8  # disagreement of a network that has to learn nearly everything again
 _LONG, _STEPS = 0.3, 1500.0  # a share of 0.04 at 60 steps and of 0.3 from 450 on, however small the damage
 
@@ -27,31 +30,37 @@ def rate_share(damage: float, steps: float) -> float:
 
 
 @torch.no_grad()
-def disagreement(network: nn.Module, samples: Sequence[Tensor], wanted: Tensor) -> float:
-    """Share of samples on which the largest output is another one than the teacher's; for regression 1 - R squared.
+def disagreement(network: nn.Module, samples: Sequence[Tensor], wanted: Tensor, task: Task) -> float:
+    """Share of samples on which the largest output is another one than the teacher's.
+
+    For several labels the share of labels, made as large as that of a class would be; for regression 1 - R squared.
 
     Args:
         network: in eval mode.
         samples: inputs, each [n, ...].
-        wanted: the teacher's outputs, [n, ...]; two columns or more are taken for logits.
+        wanted: the teacher's outputs, [n, ...].
     """
     got = network(*samples).float()
-    if _are_logits(wanted):
+    if task == "classification":
         return float((got.argmax(1) != wanted.argmax(1)).float().mean())
+    if task == "multilabel":  # a network that knows nothing is wrong on half of the labels
+        return min(1.0, 2 * float(((got > 0) != (wanted > 0)).float().mean()))
     unexplained = float((got - wanted).square().mean() / wanted.var().clamp_min(1e-12))
     return min(1.0, unexplained) if unexplained == unexplained else 1.0
 
 
 @torch.no_grad()
-def divergence(network: nn.Module, samples: Sequence[Tensor], wanted: Tensor) -> float:
-    """Mean Kullback-Leibler divergence from the teacher's outputs in nats; half the mean squared error for regression.
+def divergence(network: nn.Module, samples: Sequence[Tensor], wanted: Tensor, task: Task) -> float:
+    """Mean Kullback-Leibler divergence from the teacher's outputs in nats; for regression half the mean squared error.
 
     Args:
         samples: inputs, each [n, ...].
-        wanted: the teacher's outputs, [n, ...]; two columns or more are taken for logits.
+        wanted: the teacher's outputs, [n, ...].
     """
     got = network.eval()(*samples).float()
-    if _are_logits(wanted):
+    if task == "multilabel":
+        loss = label_distill_loss(got, wanted, temperature=1.0)
+    elif task == "classification":
         loss = F.kl_div(got.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
     else:
         loss = 0.5 * F.mse_loss(got, wanted) / wanted.var().clamp_min(1e-12)
@@ -75,7 +84,3 @@ def reestimate_(network: nn.Module, samples: Sequence[Tensor]) -> nn.Module:
         norm.momentum = momentum
         norm.eval()
     return network
-
-
-def _are_logits(outputs: Tensor) -> bool:
-    return outputs.ndim == 2 and outputs.shape[1] > 1

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autocompress.config import BUILTIN_METRICS, DataConfig
+from autocompress.config import ERROR_METRICS, DataConfig, is_builtin_metric
 from autocompress.errors import UsageError
 from autocompress.recover.read import Split as Split  # a name of this module too
 from autocompress.recover.read import read_splits
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "multilabel", "regression"]
 Augment = Literal["none", "hflip", "shift", "hflip+shift"]
 
 
@@ -34,7 +34,7 @@ class DataSplits:
     Attributes:
         notes: what was carved or limited, one sentence each, for the report.
         task: decides the loss.
-        classes: largest label of train + 1; None for regression.
+        classes: largest label of train + 1; None for other tasks.
     """
 
     train: Split
@@ -49,21 +49,23 @@ class DataSplits:
         return (("train", self.train), ("val", self.val), ("test", self.test))
 
 
-def split_data(raw: Any, *, config: DataConfig, metric: str, seed: int) -> DataSplits:
+def split_data(raw: Any, *, config: DataConfig, metric: str, seed: int, kind: str = "auto") -> DataSplits:
     """Checked tensors for train, val and test from what a data factory returned.
 
     Args:
         raw: mapping with `train`, and perhaps `val` and `test`; each is a map-style Dataset of (input, target) or a
             pair (inputs, targets) of tensors or arrays. Inputs may be a tuple of tensors.
         config: shares to carve, the limit of val, and the augmentation the inputs must allow.
-        metric: with integer targets, "mse" means regression and everything else classification.
+        metric: with integer targets, "mse" and "mae" mean regression and everything else classification.
+        kind: what the targets are, as in `task.kind`. With "auto" they are several labels per sample if they are bool
+            [n, labels], or zeros and ones [n, labels] for a built-in metric of classes with rows that are not one-hot.
         seed: of the carving and of the choice of validation samples.
     Raises:
         UsageError: in one sentence, the first thing that is wrong with the data.
     """
     notes: list[str] = []
     splits = read_splits(raw, notes)
-    task = _task(splits["train"].targets, metric)
+    task = _task(splits["train"].targets, metric, kind)
     splits = {name: _with_targets(name, split, task, metric) for name, split in splits.items()}
     for name, split in splits.items():
         _check_finite(name, split)
@@ -86,14 +88,33 @@ def split_data(raw: Any, *, config: DataConfig, metric: str, seed: int) -> DataS
 # Checking ------------------------------------------------------------------------------------------
 
 
-def _task(targets: Tensor, metric: str) -> Task:
-    return "regression" if metric == "mse" or targets.is_floating_point() else "classification"
+def _task(targets: Tensor, metric: str, kind: str) -> Task:
+    if kind != "auto":
+        return kind  # type: ignore[return-value]  # the study file knows no others
+    if metric in ERROR_METRICS:
+        return "regression"
+    if targets.ndim == 2 and (targets.dtype == torch.bool or (is_builtin_metric(metric) and _are_labels(targets))):
+        return "multilabel"
+    return "regression" if targets.is_floating_point() else "classification"
+
+
+def _are_labels(targets: Tensor) -> bool:
+    """Zeros and ones [n, labels] that are no one-hot classes."""
+    rows = targets.float()
+    return bool(((rows == 0) | (rows == 1)).all()) and bool((rows.sum(1) != 1).any())
 
 
 def _with_targets(name: str, split: Split, task: Task, metric: str) -> Split:
     targets = split.targets
+    if task == "multilabel":
+        if targets.ndim != 2 or not bool(((targets == 0) | (targets == 1)).all()):
+            raise UsageError(
+                f"several labels per sample must be zeros and ones [n, labels], but the targets of {name} are "
+                f"{targets.dtype} {list(targets.shape)}"
+            )
+        return replace(split, targets=targets.bool())
     if task == "regression":
-        if metric in BUILTIN_METRICS and metric != "mse":
+        if is_builtin_metric(metric) and metric not in ERROR_METRICS:
             raise UsageError(
                 f"{metric} needs integer class labels, but the targets of {name} are {targets.dtype}; "
                 "convert them, or set task.metric to mse"
@@ -101,10 +122,10 @@ def _with_targets(name: str, split: Split, task: Task, metric: str) -> Split:
         return replace(split, targets=targets.float())
     if targets.is_floating_point():
         raise UsageError(f"the targets of {name} are {targets.dtype} but those of train are integers; use one dtype")
-    if metric in BUILTIN_METRICS and targets.ndim != 1:
+    if is_builtin_metric(metric) and targets.ndim != 1:
         raise UsageError(
             f"{metric} needs one class label per sample, targets [n], but {name} has {list(targets.shape)}; "
-            "for one-hot rows give their argmax"
+            'for one-hot rows give their argmax, for several labels set task.kind to "multilabel"'
         )
     return replace(split, targets=targets.long())
 

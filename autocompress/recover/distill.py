@@ -34,16 +34,45 @@ def recovery_loss(
 ) -> Tensor:
     """`weight` of the soft term plus `1 - weight` of the hard one, averaged over the batch.
 
-    Integer targets: cross entropy and `distill_loss`. Float targets: squared error to the targets and to the teacher.
+    What the targets are decides the loss. Class labels (integers): cross entropy, and `distill_loss`. Several labels
+    per sample (bool): binary cross entropy, also against the teacher's probabilities at the temperature. Real numbers:
+    squared error to the targets and to the teacher, where the temperature means nothing.
 
     Args:
         outputs: [batch, classes], or [batch, ...] for regression.
         teacher: outputs of the teacher for the same batch; None trains on the targets alone.
     """
+    hard = hard_loss(outputs, targets)
+    if teacher is None:
+        return hard
     if torch.is_floating_point(targets):
-        hard = F.mse_loss(outputs.reshape(targets.shape), targets)
-        soft = hard if teacher is None else F.mse_loss(outputs, teacher)
+        soft = F.mse_loss(outputs, teacher)
+    elif targets.dtype == torch.bool:
+        soft = label_distill_loss(outputs, teacher, temperature=temperature)
     else:
-        hard = F.cross_entropy(outputs, targets)
-        soft = hard if teacher is None else distill_loss(outputs, teacher, temperature=temperature)
-    return hard if teacher is None else weight * soft + (1 - weight) * hard
+        soft = distill_loss(outputs, teacher, temperature=temperature)
+    return weight * soft + (1 - weight) * hard
+
+
+def hard_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of outputs against the targets alone, averaged over the batch; see `recovery_loss`."""
+    if torch.is_floating_point(targets):
+        return F.mse_loss(outputs.reshape(targets.shape), targets)
+    if targets.dtype == torch.bool:
+        return F.binary_cross_entropy_with_logits(outputs.reshape(targets.shape), targets.to(outputs.dtype))
+    return F.cross_entropy(outputs, targets)
+
+
+def label_distill_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """Soft targets where every label is a question of its own: what the student's probabilities diverge from the
+    teacher's, in nats, averaged over labels and batch, times the temperature squared as in `distill_loss`.
+
+    Args:
+        student_logits, teacher_logits: [batch, labels], before the sigmoid.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(f"student {tuple(student_logits.shape)} and teacher {tuple(teacher_logits.shape)} differ")
+    teacher = teacher_logits / temperature
+    wanted = teacher.sigmoid()
+    own = F.binary_cross_entropy_with_logits(teacher, wanted)  # the teacher's entropy: no student can be below it
+    return (F.binary_cross_entropy_with_logits(student_logits / temperature, wanted) - own) * temperature**2

@@ -35,7 +35,8 @@ class Split:
 
     Attributes:
         inputs: one tensor [n, ...] per input of the model.
-        targets: int64 class labels [n] (classification), or float32 [n, ...] (regression).
+        targets: int64 class labels [n] (classification), bool [n, labels] (several labels), or float32 [n, ...]
+            (regression). Their dtype decides the loss.
     """
 
     inputs: tuple[Tensor, ...]

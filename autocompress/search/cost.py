@@ -118,7 +118,9 @@ class LatencyModel:
         scale = np.repeat(_SHARES[1:], self._layers)
         mean = np.concatenate([_SHARES, np.zeros(2 * self._layers)])
         sd = np.concatenate([_SHARES_SD, _OWN_WAY * scale * self._shares])
-        self._beliefs = [LinearBelief(mean * speed, sd * speed) for speed in (1.0, _INT8_SPEED)]
+        self._beliefs = [
+            LinearBelief(mean * speed, sd * speed) for speed in (1.0, *[_INT8_SPEED] * (len(ACTIVATIONS) - 1))
+        ]
 
     def predict(self, candidates: Candidates) -> Floats:
         """Ratio to the baseline's latency, [n]."""

@@ -92,7 +92,7 @@ def _uniform_dials(space: SearchSpace) -> dict[_Params, dict[str, Any]]:
     dials = space.knobs()
     centre = {name: p.choices[0] if p.choices else 0.0 for name, p in dials.items()}
     found = {}
-    for kind in space.config.activations:
+    for kind in space.activations:
         for ratio, bits in SWEEP:
             knobs = centre | {n: v for n, v in uniform_knobs(ratio, bits, kind).items() if n in dials}
             params = space.encode(space.from_knobs(knobs))

@@ -85,7 +85,7 @@ class Options:
         self.widths: Ints = np.array([row + [row[-1]] * (most - len(row)) for row in rows], np.int64).reshape(-1, most)
         self.allowed = np.array([[k < len(row) for k in range(most)] for row in rows], bool).reshape(-1, most)
         self.bits: Ints = np.array(sorted(space.config.weight_bits, reverse=True), np.int64)
-        self.activations: Ints = np.array([ACTIVATIONS.index(a) for a in space.config.activations], np.int64)
+        self.activations: Ints = np.array([ACTIVATIONS.index(a) for a in space.activations], np.int64)
         self.zeroed: Floats = np.array(space.config.sparsity, float)
         self.channels = self.widths[:, 0] if len(rows) else np.zeros(0, np.int64)
         index = {g.name: i for i, g in enumerate(facts.groups)}

@@ -17,6 +17,7 @@ from autocompress.compress.drop import drop_blocks_
 from autocompress.compress.quantize import quantize_weights_
 from autocompress.records import GroupFacts, ModelFacts
 from autocompress.recover.damage import divergence, reestimate_
+from autocompress.recover.data import Task
 from autocompress.search.sensitivity import Sensitivity
 
 Narrow = Callable[[dict[str, int]], nn.Module]
@@ -32,6 +33,7 @@ def measure_sensitivity(
     low_bits: Sequence[int],
     seconds: float,
     report: Callable[[str], None],
+    task: Task = "classification",
 ) -> Sensitivity:
     """Damage of every group and layer, as much of it as fits into the time.
 
@@ -41,6 +43,7 @@ def measure_sensitivity(
         narrow: makes the network whose groups keep the given widths.
         low_bits: bits to try on each layer, the most telling first.
         seconds: after which it stops; what is missing is guessed by its neighbours.
+        task: what the outputs are.
     """
     start = time.monotonic()
     with torch.no_grad():
@@ -54,13 +57,13 @@ def measure_sensitivity(
         report(f"measuring how much {name} matters")
         if what == "width":
             network = reestimate_(narrow({name: value}), samples)
-            width.setdefault(name, {})[str(value)] = divergence(network, samples, wanted)
+            width.setdefault(name, {})[str(value)] = divergence(network, samples, wanted, task)
         elif what == "block":
             network = reestimate_(drop_blocks_(copy.deepcopy(model), [name]), samples)
-            blocks[name] = divergence(network, samples, wanted)
+            blocks[name] = divergence(network, samples, wanted, task)
         else:
             network = quantize_weights_(copy.deepcopy(model), {name: value})
-            bits.setdefault(name, {})[str(value)] = divergence(network, samples, wanted)
+            bits.setdefault(name, {})[str(value)] = divergence(network, samples, wanted, task)
     return Sensitivity(width=width, bits=bits, blocks=blocks, seconds=time.monotonic() - start, samples=len(samples[0]))
 
 

@@ -39,7 +39,7 @@ class Sensitivity(Record):
         """Damage per option: `width` [groups, options], `bits` [layers, options], `blocks` [blocks], `activations`."""
         width = np.array([self._of_group(options, i) for i in range(len(options.channels))])
         bits = np.array([self._of_layer(options, i) for i in range(len(options.taps))])
-        kinds = np.array([0.0, _GUESS["activations"]])[: len(ACTIVATIONS)]
+        kinds = np.array([0.0 if kind == "float" else _GUESS["activations"] for kind in ACTIVATIONS])
         return {
             "width": width.reshape(len(options.channels), -1),
             "bits": bits.reshape(len(options.taps), -1),

@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from autocompress.config import BUILTIN_METRICS, ModelConfig, SearchConfig, SpaceConfig, StudyConfig, TeacherNetwork
+from autocompress.config import (
+    BUILTIN_METRICS,
+    ModelConfig,
+    SearchConfig,
+    SpaceConfig,
+    StudyConfig,
+    TeacherNetwork,
+    is_builtin_metric,
+)
 from autocompress.doctor import devices
 from autocompress.records import TrialRecord
 from autocompress.resources import resource
@@ -26,7 +34,7 @@ from autocompress.study.store import STUDY_NAME
 
 MAX_FILE_CHARS = 64_000
 MAX_DOTS = 64
-DATA_SETS = ("digits", "fashion_mnist", "cifar10")  # those that take no path
+DATA_SETS = ("digits", "fashion_mnist", "cifar10", "languages", "diabetes")  # those that take no path
 _BITS = (2, 3, 4, 8, 16, 32)
 UPLOADED = "model:"
 # Keys that hold numbers, switches, or names out of a list of our own; the others are looked at one by one below.
@@ -34,7 +42,7 @@ _HARMLESS: dict[str, tuple[str, ...]] = {
     "model": ("factory", "args", "weights", "epochs", "learning_rate"),
     "teacher": ("networks", "with_model"),
     "data": ("factory", "augment", "val_share", "test_share", "max_val"),
-    "task": ("metric", "direction"),
+    "task": ("metric", "direction", "kind"),
     "device": ("name", "runtime", "threads", "batch"),
     "space": tuple(SpaceConfig.model_fields),
     "search": tuple(SearchConfig.model_fields),
@@ -188,7 +196,7 @@ def _beyond_data(config: StudyConfig) -> list[tuple[str, str]]:
         refused += _network(network.factory, network.args, f"teacher.networks.{place}")
     if config.data.factory not in DATA_SETS:
         refused.append(("data.factory", f"only {', '.join(DATA_SETS)}: {_CODE}"))
-    if config.task.metric not in BUILTIN_METRICS:
+    if not is_builtin_metric(config.task.metric):
         refused.append(("task.metric", f"only {', '.join(BUILTIN_METRICS)}: {_CODE}"))
     if config.device.name not in (names := sorted({str(device["name"]) for device in devices()})):
         refused.append(("device.name", f"this server has {', '.join(names)}"))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.records import BlockFacts, GroupFacts
-from autocompress.space.groups import build_graph, full_group
+from autocompress.space.groups import build_graph, full_group, slice_group
 from autocompress.space.layers import CONVS
 
 _WEIGHTED = (*CONVS, nn.Linear)
@@ -60,10 +60,14 @@ def with_groups(
     if not any(inside.values()):
         return list(blocks)
     model = copy.deepcopy(model).eval()
-    graph, modules = build_graph(model, example), dict(model.named_modules())
+    modules = dict(model.named_modules())
+    sliced = {g.name: s for g in groups if (s := slice_group(model, g.name, example)) is not None}
+    graph = build_graph(model, example) if len(sliced) < len(groups) else None
     names = {id(m): n for n, m in (*model.named_parameters(), *model.named_modules())}
 
     def stays(group: GroupFacts, block: BlockFacts) -> bool:
+        if group.name in sliced:
+            return all(s.module.startswith(f"{block.name}.") for s in sliced[group.name].slices)
         touched = (names.get(id(dep.target.module)) for dep, _ in full_group(graph, modules[group.name]))
         return all(name is None or name.startswith(f"{block.name}.") for name in touched)
 

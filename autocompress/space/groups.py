@@ -2,7 +2,8 @@
 
 Torch-Pruning follows the forward once and says which layers are coupled; this module names each
 group after its first layer, sets the widths a group may have, and leaves out, with the reason,
-what cannot be pruned. It does not prune; `compress/prune.py` does.
+what cannot be pruned. Hidden units of recurrent layers and heads of attention, which it cannot follow, are groups
+of slices, named after their module. It does not prune; `compress/prune.py` does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from autocompress.records import GroupFacts, Skip
+from autocompress.space.attention import HeadedAttention, find_head_groups
+from autocompress.space.hidden import find_hidden_groups, hidden_group, is_right
 from autocompress.space.layers import CONVS
+from autocompress.space.slices import SliceGroup
 
 Sources = dict[str, dict[str, float]]
 ROOT_TYPES = (*CONVS, nn.Linear)
@@ -98,6 +102,60 @@ def find_groups(
         skip: names of layers whose groups are left alone.
     """
     model = copy.deepcopy(model).eval()
+    order = [name for name, _ in model.named_modules()]
+    sliced, slice_skips = _slice_groups(model, example, round_to, skip)
+    owned = {layer for g in sliced for layer in g.layers} | {s.name for s in slice_skips}
+    groups, skips = _coupled_groups(model, example, round_to, skip, owned)
+    groups = sorted([*groups, *sliced], key=lambda g: order.index(g.name))
+    return _keep_what_works(model, example, groups, [*slice_skips, *skips])
+
+
+def slice_group(model: nn.Module, name: str, example: Sequence[Tensor]) -> SliceGroup | None:
+    """The group of slices that a module of this name has, or None if it is a layer that the graph follows.
+
+    It is not tried again whether it is right; `find_groups` has done that on the dense network.
+    """
+    module = model.get_submodule(name)
+    if isinstance(module, HeadedAttention):
+        return next(g for g in find_head_groups(model) if g.name == name)
+    if isinstance(module, nn.RNNBase):
+        found = hidden_group(model, name, example)
+        if found is None:
+            raise ValueError(f"the hidden units of {name!r} cannot be followed any more")
+        return found
+    return None
+
+
+def _slice_groups(
+    model: nn.Module, example: Sequence[Tensor], round_to: int, skip: tuple[str, ...]
+) -> tuple[list[GroupFacts], list[Skip]]:
+    hidden, skips = find_hidden_groups(model, example)
+    tied = {name for name, module in model.named_modules() if module in _tied_modules(model)}
+    groups: list[GroupFacts] = []
+    for group in (*hidden, *find_head_groups(model)):
+        granule = granule_for(group.channels, round_to) if group.unit == 1 else group.unit
+        reason = ""
+        if any(s.module in tied for s in group.slices):
+            reason = "a weight in it is shared between layers"
+        elif group.name in skip or set(group.layers) & set(skip):
+            reason = "listed under skip in the study file"
+        elif group.channels < 2 * granule:
+            reason = f"{group.channels} channels are too few to remove any"
+        elif not is_right(model, group, example):
+            reason = "without some of its channels the network computes something else"
+        if reason:
+            skips.append(Skip(name=group.name, what="prune", reason=reason))
+        else:
+            groups.append(
+                GroupFacts(name=group.name, channels=group.channels, granule=granule, layers=group.layers)
+            )  # fmt: skip
+    return groups, skips
+
+
+def _coupled_groups(
+    model: nn.Module, example: Sequence[Tensor], round_to: int, skip: tuple[str, ...], owned: set[str]
+) -> tuple[list[GroupFacts], list[Skip]]:
+    """Groups of the dependency graph; those that hold a layer of `owned` are left to the slices."""
     try:
         graph = build_graph(model, example)
     except ValueError as error:
@@ -111,6 +169,8 @@ def find_groups(
     for group in graph.get_all_groups(root_module_types=list(ROOT_TYPES)):
         roots = [d.target.module for d, _ in group if graph.is_out_channel_pruning_fn(d.handler)]
         layers = tuple(sorted({names[m] for m in roots if isinstance(m, ROOT_TYPES)}, key=order.index))
+        if owned.intersection(layers):
+            continue
         name = min(layers, key=order.index)
         channels = len(group[0].idxs)
         blocks = channel_blocks(group)
@@ -130,8 +190,7 @@ def find_groups(
             skips.append(Skip(name=name, what="prune", reason=reason))
         else:
             groups.append(GroupFacts(name=name, channels=channels, granule=granule, layers=layers))
-    groups.sort(key=lambda g: order.index(g.name))
-    return _keep_what_works(model, example, groups, skips)
+    return groups, skips
 
 
 def input_sources(model: nn.Module, example: Sequence[Tensor], groups: Sequence[GroupFacts]) -> Sources:
@@ -139,15 +198,25 @@ def input_sources(model: nn.Module, example: Sequence[Tensor], groups: Sequence[
 
     1 for a plain chain; 49 for a linear layer behind 7x7 images that were flattened.
     """
-    if not groups:
-        return {}
+    found: Sources = {}
+    sliced = {g.name: s for g in groups if (s := slice_group(model, g.name, example)) is not None}
+    for name, slices in sliced.items():
+        for reader, times in slices.readers().items():
+            of_layer = found.setdefault(reader, {})
+            both = getattr(model.get_submodule(reader), "bidirectional", False)  # each direction has its own columns
+            of_layer[name] = of_layer.get(name, 0.0) + times / (2 if both else 1)
+    if len(sliced) == len(groups):
+        return found
     graph = build_graph(model, example)
     modules = dict(model.named_modules())
     names = {module: name for name, module in modules.items()}
-    found: Sources = {}
     for group in groups:
+        if group.name in sliced:
+            continue
         for dep, indices in full_group(graph, modules[group.name]):
             module = dep.target.module
+            if isinstance(module, nn.Embedding):  # its outputs are the columns of its table
+                found.setdefault(names[module], {})[group.name] = len(indices) / group.channels
             if not isinstance(module, ROOT_TYPES) or not graph.is_in_channel_pruning_fn(dep.handler):
                 continue
             if getattr(module, "groups", 1) == 1:
@@ -222,14 +291,17 @@ def _breaks(model: nn.Module, example: Sequence[Tensor], groups: list[GroupFacts
         return f"the forward fails once channels are removed ({_first_line(error)})"
     for group in groups:
         for layer in group.layers:
-            width, promised = _width(trial.get_submodule(layer)), group.channels - group.granule
+            dense, width = _width(model.get_submodule(layer)), _width(trial.get_submodule(layer))
+            promised = dense - group.granule * (dense // group.channels)  # a joined projection has each channel thrice
             if width != promised:
                 return f"{layer} keeps {width} channels where {promised} were asked for"
     return None if before == after else f"the output changes from {tuple(before)} to {tuple(after)}"
 
 
-def _width(layer: nn.Module) -> int:
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+def _width(layer: Any) -> int:
+    if isinstance(layer, nn.RNNBase):
+        return layer.hidden_size
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
 def _first_line(error: Exception) -> str:

@@ -28,6 +28,9 @@ SWEEP = (
 )  # fmt: skip
 
 
+_MATMUL_SHARE = 0.5  # of the multiply-accumulates, from which on dynamic integers are tried: they do nothing for convs
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
     """One dimension: `choices`, or a float from `low` to `high` in steps of `step` (None: continuous)."""
@@ -44,6 +47,15 @@ class SearchSpace:
 
     config: SpaceConfig
     facts: ModelFacts
+
+    @property
+    def activations(self) -> tuple[Activations, ...]:
+        """The kinds that are searched: dynamic integers only where matrix products do most of the work.
+
+        A study that asks for nothing else gets them.
+        """
+        fits = matmul_share(self.facts) >= _MATMUL_SHARE
+        return tuple(a for a in self.config.activations if a != "dynamic" or fits) or self.config.activations
 
     def raw(self) -> dict[str, Parameter]:
         """Every searched parameter by its lasting name; what has a single choice is left out."""
@@ -147,10 +159,14 @@ class SearchSpace:
         fixed: dict[str, Any] = {
             "importance": plain.importance, "distill": plain.distill, "learning_rate": plain.learning_rate,
         }  # fmt: skip
-        return [
+        found = [
             ("fp16", CompressionPlan(weight_bits=dict.fromkeys(names, 16), **fixed)),
             ("int8", CompressionPlan(weight_bits=dict.fromkeys(names, 8), activations="uint8", **fixed)),
         ]
+        if "dynamic" in self.activations:
+            eight = dict.fromkeys(names, 8)
+            found.append(("dynamic int8", CompressionPlan(weight_bits=eight, activations="dynamic", **fixed)))
+        return found
 
     def sweep(self, activations: Activations, count: int = len(SWEEP)) -> list[tuple[str, CompressionPlan]]:
         """The uniform sweep of prune ratio and bits, with the given activations, the most telling plan first."""
@@ -172,7 +188,7 @@ class SearchSpace:
 
     def _shared(self) -> dict[str, Parameter]:
         return {
-            "activations": Parameter(choices=self.config.activations),
+            "activations": Parameter(choices=self.activations),
             "levels": Parameter(choices=self.config.levels),
             "sparsity": Parameter(choices=self.config.sparsity),
             "sparsity_kind": Parameter(choices=self.config.sparsity_kind),
@@ -190,7 +206,7 @@ class SearchSpace:
         plan = CompressionPlan(
             prune_ratio=ratios,
             weight_bits=bits,
-            activations=values.get("activations", self.config.activations[-1]),
+            activations=values.get("activations", self.activations[-1]),
             importance=values.get("importance", self.config.importance[0]),
             distill=DistillPlan(
                 temperature=values.get("distill/temperature", self.config.temperature[0]),
@@ -217,6 +233,13 @@ def _share_of(share: float, kind: SparsityKind) -> float:
 def uniform_knobs(ratio: float, bits: int, activations: Activations) -> dict[str, Any]:
     """The dials of a uniform plan: the same ratio in every group, the same bits but for the two ends."""
     return {"knob/prune_level": ratio, "knob/bits": bits, "knob/bits_ends": 1, "activations": activations}
+
+
+def matmul_share(facts: ModelFacts) -> float:
+    """Share of the multiply-accumulates that linear and recurrent layers do, of the dense network."""
+    macs = {n.name: n.positions * n.weights for n in facts.layers}
+    products = sum(macs[n.name] for n in facts.layers if n.kind in ("linear", "recurrent"))
+    return products / max(1, sum(macs.values()))
 
 
 def width_after(group: GroupFacts, ratio: float) -> int:

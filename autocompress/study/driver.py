@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import StudyConfig
+from autocompress.config import SpaceConfig, StudyConfig
 from autocompress.errors import BudgetError, StageError, UsageError
-from autocompress.front.hypervolume import metric_drop
-from autocompress.plan import CompressionPlan
+from autocompress.front.explain import is_share
+from autocompress.front.hypervolume import Direction, metric_drop
+from autocompress.plan import Activations, CompressionPlan
 from autocompress.records import (
+    Baseline,
     Latency,
     Measurement,
     ModelFacts,
@@ -151,7 +153,7 @@ class Driver:
         self.baseline, self.direction = prepared.baseline, prepared.direction
         self.data_sizes: dict[str, int] = prepared.data_sizes
         self.sensitivity = prepared.sensitivity
-        self.space = SearchSpace(config=self.config.space, facts=prepared.facts)
+        self.space = SearchSpace(config=self._space_config(), facts=prepared.facts)
         durations_s = record.durations_s or prepared.durations_s
         preparing_s = sum(s for stage, s in durations_s.items() if stage not in _STAGES)
         self.schedule = schedule(self.config, preparing_s=preparing_s)
@@ -165,6 +167,15 @@ class Driver:
             durations_s=prepared.durations_s,
             device=replace(record.device, description=prepared.device_description),
             spent_s=self.spent_s,
+        )
+
+    def _space_config(self) -> SpaceConfig:
+        """Without dynamic integers where the runtime does not know their operators."""
+        space = self.config.space
+        if self.config.device.runtime == "onnxruntime":
+            return space
+        return space.model_copy(
+            update={"activations": tuple(a for a in space.activations if a != "dynamic") or ("float",)}
         )
 
     def _open_ledger(self) -> None:
@@ -187,7 +198,7 @@ class Driver:
             latency_ms=baseline.latency_ms,
             direction=self.direction,
             objectives=search.objectives,
-            noise=_noise(baseline.val, min(self.data_sizes["val"], self.config.data.max_val)),
+            noise=_noise(baseline, min(self.data_sizes["val"], self.config.data.max_val), self.direction),
             latency_noise=baseline.latency_sd or 0.0,
             train_s=self.schedule.train_s,
             later=self.schedule.final_s / (_FINALISTS * self.schedule.train_s),
@@ -234,7 +245,8 @@ class Driver:
         """
         faster: dict[tuple[float, ...], str] = {}
         count = self.config.search.sweep
-        for plans in zip(self.space.sweep("float", count), self.space.sweep("uint8", count), strict=True):
+        kinds: tuple[Activations, ...] = ("float", "uint8", *[a for a in self.space.activations if a == "dynamic"])
+        for plans in zip(*(self.space.sweep(kind, count) for kind in kinds), strict=True):
             widths = tuple(plans[0][1].prune_ratio.values())
             if widths not in faster:
                 if not self._has_time():
@@ -433,10 +445,19 @@ def _members(trials: Sequence[TrialRecord]) -> tuple[Member, ...]:
     return tuple(Member(trial=t.trial, plan=t.plan) for t in trials)
 
 
-def _noise(value: float, samples: int) -> float:
-    """Standard deviation of a drop between two networks that mostly err on the same samples."""
-    share = min(max(value, 0.0), 1.0)
-    return max(0.5 * math.sqrt(2 * share * (1 - share) / max(1, samples)), 1e-4)
+def _noise(baseline: Baseline, samples: int, direction: Direction) -> float:
+    """Standard deviation of a drop between two networks that mostly err on the same samples.
+
+    That of a share of samples, or else what the metric's interval says; relative for an error, as its drop is.
+    """
+    if is_share(baseline.metric) or baseline.val_ci is None:
+        share = min(max(baseline.val, 0.0), 1.0) if direction == "maximize" else 0.5
+        error = math.sqrt(share * (1 - share) / max(1, samples))
+    else:
+        low, high = baseline.val_ci
+        error = (high - low) / (2 * 1.96)
+        error /= max(abs(baseline.val), 1e-12) if direction == "minimize" else 1.0
+    return max(0.5 * math.sqrt(2) * error, 1e-4)
 
 
 def _baseline_trial(baseline: Any, facts: ModelFacts) -> TrialRecord:

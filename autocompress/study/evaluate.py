@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
-from autocompress.compress.quantize import float_state, quantize_weights_, settle_weights_
+from autocompress.compress.quantize import float_state, quantize_weights_, rounding_state, settle_weights_
 from autocompress.compress.sparsify import sparsify_
 from autocompress.errors import AutocompressError, StageError
 from autocompress.export.artifact import emit
@@ -96,10 +96,12 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         return _ended(record, path, TrialState.STOPPED, str(end))
     record = replace(record, rung_drop=watch.drop, rung_s=watch.seconds)
     with stages("emit"):
-        weights = float_state(network)
+        weights, rounding = float_state(network), rounding_state(network)
         artifact = emit(task.exporter, network, plan, settle_weights_(network), trained=True)
         path.write_bytes(artifact)
         save_file(weights, folder / "weights.safetensors")
+        if rounding:
+            save_file(rounding, folder / "rounding.safetensors")
         (folder / "plan.json").write_text(json.dumps(plan.to_dict(), indent=1))
     with stages("check"):
         few = tuple(t[:_CHECKED] for t in task.exporter.samples)

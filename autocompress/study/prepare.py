@@ -19,7 +19,6 @@ import cloudpickle
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autocompress.compress.compensate import Grams, input_grams
 from autocompress.compress.drop import drop_blocks_
@@ -35,14 +34,16 @@ from autocompress.measure.machine import cores
 from autocompress.measure.quality import Metric, Quality, drop, metric_for, predict
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan, DistillPlan, Importance
-from autocompress.records import Baseline, ModelFacts
+from autocompress.records import Baseline, GroupFacts, LayerFacts, ModelFacts, Skip
 from autocompress.recover.companions import Companion, companions_for
 from autocompress.recover.damage import disagreement, reestimate_
 from autocompress.recover.data import DataSplits, Split, data_digest, split_data
+from autocompress.recover.distill import hard_loss
 from autocompress.recover.finetune import TeacherOutputs, Trainer, evaluate_in_torch, finetune_, prefers_bf16
 from autocompress.recover.teacher import Ensemble
 from autocompress.search.profile import measure_sensitivity
 from autocompress.search.sensitivity import Sensitivity
+from autocompress.space.attention import open_attention_
 from autocompress.space.blocks import find_blocks, with_groups
 from autocompress.space.groups import find_groups, input_sources
 from autocompress.space.layers import count_macs, find_layers, output_positions
@@ -55,6 +56,7 @@ _CALIBRATION = 128
 _IMPORTANCE_BATCHES = 8
 _TEACHER_SHARE = 1 / 3
 _PROFILE_SHARE = 0.06  # of the budget, at most
+_NOT_ZEROED = ("depthwise", "recurrent")
 _GLANCED = 1000  # samples
 _PROFILED = 256  # samples
 _HINTED = 32  # samples
@@ -119,7 +121,7 @@ class Task:
                 self.facts.groups,
                 criterion,
                 _some_batches(self.splits.train, self.trainer.batch_size),
-                _task_loss,
+                hard_loss,
                 seed=self.source.config.search.seed,
             )
         return self._scores[criterion]
@@ -150,7 +152,7 @@ class Task:
         if self._teacher_outputs is None:
             with torch.no_grad():
                 self._teacher_outputs = self.model(*samples).float()
-        return disagreement(reestimate_(network, samples), samples, self._teacher_outputs)
+        return disagreement(reestimate_(network, samples), samples, self._teacher_outputs, self.splits.task)
 
     def keep_outputs(self) -> None:
         """Leave the teacher's outputs so far in the workspace, for this study when it is resumed and for later ones."""
@@ -167,18 +169,16 @@ class Task:
             networks = [self.model, *(self.prune(m.plan, m).requires_grad_(False) for m in members)]
             config = self.source.config
             joint = TeacherOutputs(
-                Ensemble(networks).eval(), self.splits.train, kind=config.data.augment, trainer=self.trainer,
+                Ensemble(networks, classes=self.splits.task == "classification").eval(),
+                self.splits.train, kind=config.data.augment, trainer=self.trainer,
                 seed=config.search.seed,
             )  # fmt: skip
             self._joint = (names, joint)
         return self._joint[1]
 
     def sparsity(self, plan: CompressionPlan) -> Sparsity | None:
-        """Which weights a plan zeroes; not those of 1 bit, which have no zero, nor depthwise ones, which are few."""
-        if plan.sparsity == 0:
-            return None
-        layers = [n.name for n in self.facts.layers if n.kind != "depthwise" and plan.weight_bits.get(n.name, 32) > 1]
-        return Sparsity(share=plan.sparsity, kind=plan.sparsity_kind, layers=tuple(layers)) if layers else None
+        """Which weights a plan zeroes."""
+        return sparsity_of(plan, self.facts)
 
     def companions(self, network: nn.Module, distill: DistillPlan) -> list[Companion]:
         """What accompanies the training of a network beside the teacher's outputs."""
@@ -199,6 +199,17 @@ class Task:
         return self.metric.judge(outputs, split.targets.numpy())
 
 
+def sparsity_of(plan: CompressionPlan, facts: ModelFacts) -> Sparsity | None:
+    """Which weights a plan zeroes: not those of 1 bit, which have no zero, nor depthwise ones, which are few.
+
+    Nor those of recurrent layers, which are several matrices under one name.
+    """
+    if plan.sparsity == 0:
+        return None
+    layers = [n.name for n in facts.layers if n.kind not in _NOT_ZEROED and plan.weight_bits.get(n.name, 32) > 1]
+    return Sparsity(share=plan.sparsity, kind=plan.sparsity_kind, layers=tuple(layers)) if layers else None
+
+
 def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Task, Prepared]:
     """Load, check, train the teacher if there are no weights, find the space and measure the baseline.
 
@@ -212,8 +223,10 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     torch.manual_seed(config.search.seed)
     torch.set_num_threads(cores())
     report("loading data and model")
-    model, raw, metric = _load(source)
-    splits = split_data(raw, config=config.data, metric=config.task.metric, seed=config.search.seed)
+    model, raw, metric = load_objects(source)
+    splits = split_data(
+        raw, config=config.data, metric=config.task.metric, seed=config.search.seed, kind=config.task.kind
+    )
     _check_forward(model, splits)
     device = LocalDevice(config.device)
     trainer = _trainer(model, splits, config)
@@ -222,12 +235,13 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     model.eval().requires_grad_(True)
     clock.lap("teacher")
     report("tracing the model and finding its groups")
-    samples = _spread(splits.train, _CALIBRATION)
+    samples = calibration_samples(splits.train)
+    kept = open_attention_(model, tuple(t[:2] for t in samples))
     exporter = make_exporter(model, samples)
-    facts = _find_facts(model, tuple(t[:2] for t in samples), config, notes)
+    facts = _find_facts(model, tuple(t[:2] for t in samples), config, notes, kept)
     clock.lap("setup")
     report("measuring the baseline")
-    teacher = _teacher(model, source, tuple(t[:2] for t in samples))
+    teacher = _teacher(model, source, tuple(t[:2] for t in samples), classes=splits.task == "classification")
     outputs = TeacherOutputs(teacher, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed)
     task = Task(
         source=source, model=model, splits=splits, metric=metric, trainer=trainer, outputs=outputs, facts=facts,
@@ -252,7 +266,8 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     return task, prepared
 
 
-def _load(source: Source) -> tuple[nn.Module, Any, Metric]:
+def load_objects(source: Source) -> tuple[nn.Module, Any, Metric]:
+    """Model with fresh weights (its own, if it was handed over), data as it was given, and metric of a study."""
     config = source.config
     if source.pickled is not None:
         model, raw, function = _unpickle(source.pickled)
@@ -299,6 +314,11 @@ def _check_forward(model: nn.Module, splits: DataSplits) -> None:
             f"the model gives outputs of shape {list(output.shape)} for a batch of 2, but the data has "
             f"{splits.classes} classes; one output per class was expected"
         )
+    if splits.task != "classification" and output[0].numel() != splits.train.targets[0].numel():
+        raise UsageError(
+            f"the model gives outputs of shape {list(output.shape)} for a batch of 2, but a sample has targets of "
+            f"shape {list(splits.train.targets.shape[1:])}; one output per target was expected"
+        )
 
 
 def _trainer(model: nn.Module, splits: DataSplits, config: StudyConfig) -> Trainer:
@@ -340,7 +360,7 @@ def _provide_weights(
     return notes
 
 
-def _teacher(model: nn.Module, source: Source, example: tuple[Tensor, ...]) -> nn.Module:
+def _teacher(model: nn.Module, source: Source, example: tuple[Tensor, ...], *, classes: bool) -> nn.Module:
     """The model, or the networks that the study file names, as one."""
     config, base = source.config, source.base
     members = [model] if config.teacher.with_model or not config.teacher.networks else []
@@ -355,7 +375,7 @@ def _teacher(model: nn.Module, source: Source, example: tuple[Tensor, ...]) -> n
                 f"{list(wanted)}; a teacher must know the same classes in the same order"
             )
         members.append(network.requires_grad_(False))
-    return members[0] if len(members) == 1 else Ensemble(members).eval()
+    return members[0] if len(members) == 1 else Ensemble(members, classes=classes).eval()
 
 
 def _save_weights(model: nn.Module, path: Path) -> None:
@@ -391,17 +411,20 @@ def _teacher_digest(config: StudyConfig, splits: DataSplits) -> str:
     return _short([*what, data_digest(splits)])
 
 
-def _find_facts(model: nn.Module, example: tuple[Tensor, ...], config: StudyConfig, notes: list[str]) -> ModelFacts:
+def _find_facts(
+    model: nn.Module, example: tuple[Tensor, ...], config: StudyConfig, notes: list[str], skips: Sequence[Skip] = ()
+) -> ModelFacts:
     layers, unquantized = find_layers(model, skip=config.space.skip)
     groups, unpruned = find_groups(model, example, round_to=config.space.round_to, skip=config.space.skip)
-    group_of = {layer: g.name for g in groups for layer in g.layers}
+    group_of = {layer: g for g in groups for layer in g.layers}
     sources, positions = input_sources(model, example, groups), output_positions(model, example)
     named = tuple(
         replace(
             layer,
-            group=group_of.get(layer.name),
+            group=group_of[layer.name].name if layer.name in group_of else None,
+            out_channels=_outputs(layer, group_of.get(layer.name)),
             sources=sources.get(layer.name, {}),
-            positions=positions.get(layer.name, 1),
+            positions=0 if layer.kind == "embedding" else positions.get(layer.name, 1),
         )
         for layer in layers
     )
@@ -409,10 +432,23 @@ def _find_facts(model: nn.Module, example: tuple[Tensor, ...], config: StudyConf
     return ModelFacts(
         layers=named,
         groups=tuple(groups),
-        skips=(*unquantized, *unpruned),
+        skips=(*unquantized, *skips, *unpruned, *_in_float(model)),
         notes=tuple(notes),
         blocks=tuple(with_groups(model, example, blocks, groups)),
     )
+
+
+def _in_float(model: nn.Module) -> list[Skip]:
+    """Layers that the runtime computes in float whatever their weights are stored in."""
+    kinds = (nn.GRU, nn.RNN)
+    reason = "the runtime has no integer kernel for it: few bits make the file smaller, not faster"
+    return [Skip(name=n, what="integers", reason=reason) for n, m in model.named_modules() if isinstance(m, kinds)]
+
+
+def _outputs(layer: LayerFacts, group: GroupFacts | None) -> int:
+    """Outputs of a layer; of an attention's joined projection, which holds each channel three times, a third."""
+    is_attention = group is not None and group.name not in group.layers
+    return group.channels if group is not None and is_attention else layer.out_channels
 
 
 def _measure_baseline(task: Task) -> Baseline:
@@ -460,6 +496,7 @@ def _sensitivity(task: Task, data: str, report: Report) -> Sensitivity:
         low_bits=sorted(low)[:2],
         seconds=_PROFILE_SHARE * task.source.budget_s,
         report=report,
+        task=task.splits.task,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
@@ -494,6 +531,11 @@ def _short(values: list[Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def calibration_samples(train: Split) -> tuple[Tensor, ...]:
+    """The inputs that ranges of activations are measured on, and files compared with torch."""
+    return _spread(train, _CALIBRATION)
+
+
 def _spread(split: Split, count: int) -> tuple[Tensor, ...]:
     """About `count` samples from all over the split."""
     step = max(1, len(split) // count)
@@ -503,12 +545,6 @@ def _spread(split: Split, count: int) -> tuple[Tensor, ...]:
 def _some_batches(split: Split, size: int) -> list[tuple[tuple[Tensor, ...], Tensor]]:
     starts = range(0, min(len(split), size * _IMPORTANCE_BATCHES), size)
     return [(tuple(t[s : s + size] for t in split.inputs), split.targets[s : s + size]) for s in starts]
-
-
-def _task_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    if torch.is_floating_point(targets):
-        return F.mse_loss(outputs.reshape(targets.shape), targets)
-    return F.cross_entropy(outputs, targets)
 
 
 def each_second(report: Report, text: str) -> Callable[[float], None]:

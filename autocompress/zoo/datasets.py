@@ -1,4 +1,4 @@
-"""The data of the built-in studies, as tensors by split.
+"""The images of the built-in studies, as tensors by split.
 
 Every function returns a mapping of split name to (inputs, targets): float32 inputs [n, c, h, w],
 standardised with fixed constants, and int64 class labels [n]. Nothing is fetched from the internet
@@ -123,7 +123,7 @@ def imagefolder(*, path: str, size: int = 224, base: Path | None = None) -> Pair
     return {name: _read_images(found[name], size) for name in splits}
 
 
-BUILTIN_DATA: Mapping[str, Callable[..., Pairs]] = {
+BUILTIN_IMAGES: Mapping[str, Callable[..., Pairs]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,

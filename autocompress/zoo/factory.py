@@ -27,10 +27,20 @@ from torch import Tensor, nn
 
 from autocompress.config import DataConfig, ModelConfig
 from autocompress.errors import UsageError
-from autocompress.zoo.datasets import BUILTIN_DATA
+from autocompress.zoo.datasets import BUILTIN_IMAGES
 from autocompress.zoo.models import mobilenetv2, resnet20
+from autocompress.zoo.sequences import row_lstm, small_vit, table_mlp, word_gru
+from autocompress.zoo.tables import diabetes, languages
 
-BUILTIN_MODELS: Mapping[str, Callable[..., nn.Module]] = {"resnet20": resnet20, "mobilenetv2": mobilenetv2}
+BUILTIN_MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "resnet20": resnet20,
+    "mobilenetv2": mobilenetv2,
+    "row_lstm": row_lstm,
+    "word_gru": word_gru,
+    "small_vit": small_vit,
+    "table_mlp": table_mlp,
+}
+BUILTIN_DATA: Mapping[str, Callable[..., Any]] = {**BUILTIN_IMAGES, "languages": languages, "diabetes": diabetes}
 
 # Top-level modules that came from a study's folder; another study may have its own of the same name.
 _loaded: set[str] = set()
@@ -53,7 +63,7 @@ def build_model(config: ModelConfig, *, base: Path | None, seed: int) -> nn.Modu
     """The network of `[model]`, with fresh weights that depend on nothing but `seed`.
 
     Args:
-        config: `factory` is "resnet20", "mobilenetv2", "torchvision:<name>" or "package.module:function".
+        config: `factory` is one of `BUILTIN_MODELS`, "torchvision:<name>" or "package.module:function".
         base: folder of the study file; None without one.
         seed: of the random generators while the factory runs; their state is restored afterwards.
     Raises:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from autocompress.compress.prune import remove_channels_
 from autocompress.errors import UsageError
+from autocompress.export.reshapes import free_shapes_
 from autocompress.export.to_onnx import (
     Site,
     _find_sites,
-    _free_reshapes_,
     fill,
     input_names,
     trace,
@@ -101,6 +101,9 @@ def test_a_weight_that_stands_in_two_places_is_found_in_both():
         (["b", 48, 8, 8], ["b", 2, 24, 8, 8], [-1, 2, 24, 8, 8], [0, 2, -1, 8, 8]),
         (["b", 24, 2, 8, 8], ["b", 48, 8, 8], [-1, 48, 8, 8], [0, -1, 8, 8]),
         (["b", 64, 4, 4], ["b", 64, 16], [-1, 64, 16], [0, -1, 16]),
+        (["b", 28, 64], ["b", 28, 4, 16], [-1, 28, 4, 16], [0, 0, -1, 16]),  # heads
+        (["b", 28, 192], ["b", 28, 3, 4, 16], [-1, 28, 3, 4, 16], [0, 0, 3, -1, 16]),
+        (["b", 99, 4, 16], ["b", 99, 64], [-1, 99, 64], [0, 0, -1]),  # places, more of them than channels
         (["b", 17, 64], ["c", 64], [-1, 64], [-1, 64]),  # batch and tokens are merged: not ours to change
     ],
 )
@@ -110,7 +113,7 @@ def test_constant_shapes_are_freed_from_the_channel_count(before, after, target,
     node = ir.node("Reshape", [x, shape])
     node.outputs[0].shape = ir.Shape(after)
     graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[shape], opset_imports={"": 21}, name="g")
-    _free_reshapes_(graph)
+    free_shapes_(ir.Model(graph, ir_version=10))
     found = node.inputs[1].const_value.numpy().tolist()
     if before == ["b", 64, 4, 4]:  # either size would do, the guard against torch decides
         assert found[0] == 0

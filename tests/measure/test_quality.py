@@ -75,6 +75,60 @@ def test_mse_does_not_broadcast_a_column_against_a_row() -> None:
     assert metric_for("mse")(np.ones((2, 3)), np.zeros((2, 3))) == 1.0
 
 
+def test_mae_is_the_mean_of_the_absolute_errors() -> None:
+    outputs, targets = np.array([[1.0], [2.0], [4.0]], np.float32), np.array([1.0, 1.0, 1.0], np.float32)
+    assert metric_for("mae").direction == "minimize"
+    assert metric_for("mae")(outputs, targets) == pytest.approx((0 + 1 + 3) / 3)
+    with pytest.raises(UsageError, match=r"mae needs outputs shaped like the targets, got \(2, 3\) and \(2,\)"):
+        metric_for("mae")(OUTPUTS[:2], np.zeros(2))
+
+
+def test_top_k_counts_targets_among_the_k_largest_and_no_ties() -> None:
+    # ranks of the targets in OUTPUTS: 1, 1, tied 2 and 3, 1, 2, tied 2 and 3
+    assert metric_for("top1_accuracy")(OUTPUTS, TARGETS) == metric_for("accuracy")(OUTPUTS, TARGETS) == 3 / 6
+    assert metric_for("top2_accuracy")(OUTPUTS, TARGETS) == 4 / 6
+    assert metric_for("top3_accuracy")(OUTPUTS, TARGETS) == 1.0
+    assert metric_for("top2_accuracy").direction == "maximize"
+    with pytest.raises(UsageError, match="unknown metric 'top0_accuracy'"):
+        metric_for("top0_accuracy")
+    with pytest.raises(UsageError, match="top2_accuracy needs one class label per sample"):
+        metric_for("top2_accuracy")(np.zeros((2, 2)), np.zeros((2, 2), bool))
+
+
+# Logits of two labels; yes is above 0. Predicted: 11 10 00 01 against 11 11 00 00.
+LABEL_OUTPUTS = np.array([[2.0, 1.0], [1.0, -1.0], [-1.0, -3.0], [-1.0, 0.5]], np.float32)
+LABELS = np.array([[1, 1], [1, 1], [0, 0], [0, 0]], bool)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accuracy", 2 / 4),  # all labels of a sample right
+        ("recall", (2 / 2 + 1 / 2) / 2),
+        ("f1", (1.0 + 2 * 1 / (2 + 2)) / 2),
+        ("balanced_accuracy", (1.0 + (1 / 2 + 1 / 2) / 2) / 2),
+    ],
+)
+def test_metrics_of_several_labels_have_their_hand_computed_values(name: str, expected: float) -> None:
+    quality = metric_for(name).judge(LABEL_OUTPUTS, LABELS)
+    assert quality.value == pytest.approx(expected, abs=1e-12)
+    assert quality.ci is not None
+    assert quality.ci[0] <= quality.value <= quality.ci[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_of_several_labels_agree_with_scikit_learn(seed: int) -> None:
+    from sklearn import metrics
+
+    rng = np.random.default_rng(seed)
+    outputs, targets = rng.standard_normal((40, 3)).astype(np.float32), rng.random((40, 3)) < 0.4
+    predicted = outputs > 0
+    assert metric_for("accuracy")(outputs, targets) == pytest.approx(metrics.accuracy_score(targets, predicted))
+    assert metric_for("f1")(outputs, targets) == pytest.approx(metrics.f1_score(targets, predicted, average="macro"))
+    recall = metrics.recall_score(targets, predicted, average="macro")
+    assert metric_for("recall")(outputs, targets) == pytest.approx(recall)
+
+
 def test_drop_is_a_difference_for_accuracy_and_a_ratio_for_errors() -> None:
     assert drop(metric_for("accuracy"), 0.9, 0.88) == pytest.approx(0.02)
     assert drop(metric_for("accuracy"), 0.9, 0.91) == pytest.approx(-0.01)
@@ -99,12 +153,12 @@ def test_a_metric_of_ones_own_needs_a_direction() -> None:
         metric_for(margin)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "recall", "f1", "mse"])
+@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "recall", "f1", "top2_accuracy", "mse", "mae"])
 def test_every_built_in_metric_is_judged_with_an_interval_that_holds_it(name: str) -> None:
     rng = np.random.default_rng(0)
     targets = rng.integers(3, size=200)
     outputs = rng.random((200, 3)) + 0.5 * np.eye(3)[targets]
-    if name == "mse":
+    if name in ("mse", "mae"):
         outputs, targets = outputs[:, :1], targets.astype(np.float64)
     metric = metric_for(name)
     quality = metric.judge(outputs, targets)
@@ -113,7 +167,7 @@ def test_every_built_in_metric_is_judged_with_an_interval_that_holds_it(name: st
     low, high = quality.ci
     assert low < quality.value < high
     assert quality == metric.judge(outputs, targets)
-    if name == "accuracy":
+    if name in ("accuracy", "top2_accuracy"):
         assert quality.ci == wilson_interval(quality.value, 200)
 
 
@@ -130,7 +184,8 @@ def test_a_metric_of_ones_own_is_called_once_and_has_no_interval() -> None:
 
 def test_an_unknown_or_contradicted_metric_is_explained() -> None:
     with pytest.raises(
-        UsageError, match="unknown metric 'auc'; known are accuracy, balanced_accuracy, recall, f1, mse"
+        UsageError,
+        match="unknown metric 'auc'; known are accuracy, balanced_accuracy, recall, f1, topK_accuracy, mse, mae",
     ):
         metric_for("auc")
     with pytest.raises(UsageError, match="accuracy is to maximize, got the direction 'minimize'"):

@@ -32,8 +32,8 @@ def config(**values: Any) -> DataConfig:
     return DataConfig.model_validate(values)
 
 
-def split(raw: Any, *, metric: str = "accuracy", seed: int = 0, **values: Any) -> DataSplits:
-    return split_data(raw, config=config(**values), metric=metric, seed=seed)
+def split(raw: Any, *, metric: str = "accuracy", seed: int = 0, kind: str = "auto", **values: Any) -> DataSplits:
+    return split_data(raw, config=config(**values), metric=metric, seed=seed, kind=kind)
 
 
 def numbered(count: int, classes: int = 2) -> Pair:
@@ -191,6 +191,21 @@ def test_regression_is_chosen_by_the_metric_or_by_float_targets() -> None:
     assert (whole.task, whole.classes, whole.train.targets.dtype) == ("regression", None, torch.float32)
     real = split({"train": (torch.ones(20, 1), torch.rand(20, 3, dtype=torch.float64))}, metric="mine:error")
     assert (real.task, real.train.targets.dtype, real.train.targets.shape) == ("regression", torch.float32, (16, 3))
+
+
+def test_several_labels_are_told_by_bool_targets_or_by_rows_that_are_not_one_hot() -> None:
+    labels = (torch.arange(40).view(20, 2) % 3 == 0).long()
+    for metric, targets in (("f1", labels), ("f1", labels.float()), ("mine:score", labels.bool())):
+        splits = split({"train": (torch.ones(20, 1), targets)}, metric=metric)
+        assert (splits.task, splits.classes, splits.train.targets.dtype) == ("multilabel", None, torch.bool)
+    told = split({"train": (torch.ones(20, 1), torch.eye(20).long())}, kind="multilabel")
+    assert told.train.targets.sum() == 16  # four rows were carved
+    assert split({"train": (torch.ones(20, 1), labels)}, metric="mine:score").task == "classification"
+    assert split({"train": (torch.ones(20, 1), labels)}, metric="mae").task == "regression"
+    with pytest.raises(
+        UsageError, match=r"zeros and ones \[n, labels\], but the targets of train are torch.int64 \[20\]"
+    ):
+        split({"train": numbered(20)}, kind="multilabel")
 
 
 def test_a_metric_of_ones_own_may_have_a_label_per_pixel() -> None:

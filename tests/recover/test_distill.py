@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from autocompress.recover.distill import distill_loss, recovery_loss
+from autocompress.recover.distill import distill_loss, label_distill_loss, recovery_loss
 
 STUDENT = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
 TEACHER = torch.tensor([[math.log(3.0), 0.0], [2.0, 0.0]])
@@ -85,3 +85,18 @@ def test_regression_has_squared_errors_to_the_targets_and_to_the_teacher():
     assert float(loss) == pytest.approx(0.5 * 0.5 + 0.5 * 2.5)
     alone = recovery_loss(outputs, targets, None, temperature=4.0, weight=0.5)
     assert float(alone) == pytest.approx(2.5)
+
+
+def test_several_labels_have_binary_cross_entropies_to_the_targets_and_to_the_teacher():
+    outputs, teacher = torch.tensor([[0.0, 2.0]]), torch.tensor([[math.log(3.0), 2.0]])
+    targets = torch.tensor([[True, False]])
+    hard = (math.log(2.0) + math.log(1 + math.exp(2.0))) / 2
+    # Teacher 3/4 against student 1/2; on the second label they agree.
+    soft = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
+    assert float(label_distill_loss(outputs, teacher, temperature=1.0)) == pytest.approx(soft, abs=1e-6)
+    for weight, expected in ((0.0, hard), (1.0, soft), (0.25, 0.25 * soft + 0.75 * hard)):
+        loss = recovery_loss(outputs, targets, teacher, temperature=1.0, weight=weight)
+        assert float(loss) == pytest.approx(expected, abs=1e-6)
+    warm = float(label_distill_loss(outputs, teacher, temperature=2.0))
+    p, q = 1 / (1 + 3**-0.5), 0.5
+    assert warm == pytest.approx(4 * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))) / 2, abs=1e-6)

@@ -49,7 +49,7 @@ def test_divergence_of_two_logits_by_hand():
             return torch.tensor([[3.0, 1.0]]).log().expand(len(x), 2)
 
     wanted = torch.zeros(4, 2)
-    assert divergence(Constant(), (torch.zeros(4, 1),), wanted) == pytest.approx(0.14384, abs=1e-5)
+    assert divergence(Constant(), (torch.zeros(4, 1),), wanted, "classification") == pytest.approx(0.14384, abs=1e-5)
 
 
 def test_reestimated_statistics_are_those_of_the_samples():

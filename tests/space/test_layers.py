@@ -28,10 +28,10 @@ def test_a_skipped_layer_is_named_with_its_reason(tiny_model):
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (nn.LSTM(4, 4), "recurrent layers stay float"),
-        (nn.GRUCell(4, 4), "recurrent layers stay float"),
+        (nn.LSTM(4, 4, proj_size=2), "recurrent layers with a projection stay float"),
+        (nn.GRUCell(4, 4), "cells of recurrent layers stay float"),
         (nn.ConvTranspose2d(4, 4, 2), "transposed convolutions stay float"),
-        (nn.Embedding(4, 4), "embeddings stay float"),
+        (nn.Embedding(4, 4, max_norm=1.0), "renormalised while it runs stays float"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "a parametrization of its own"),
     ],
 )

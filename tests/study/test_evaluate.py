@@ -19,11 +19,12 @@ from autocompress.compress.drop import Dropped
 from autocompress.compress.sparsify import zeros_share
 from autocompress.config import load_config
 from autocompress.plan import CompressionPlan, DistillPlan
-from autocompress.records import Baseline, Latency, TrialRecord, TrialState
+from autocompress.records import Baseline, DeviceFacts, Latency, StudyRecord, StudyState, TrialRecord, TrialState
 from autocompress.search.stopping import Constraints, Rival, Rung
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.evaluate import evaluate
 from autocompress.study.prepare import Ancestor, Task, load_state, prepare
+from autocompress.study.rebuild import rebuild_artifact
 from autocompress.study.requests import Member, Request, Source
 from autocompress.zoo.models import ResNet
 
@@ -217,3 +218,23 @@ def test_trained_networks_can_teach_along(task: Task):
     assert torch.allclose(soft.softmax(1), wanted, atol=1e-5)
     assert _run(task, 26, plan, teachers=(Member(trial=25, plan=plan),)).state is TrialState.COMPLETE
     assert task.outputs_with([]) is task.outputs
+
+
+@pytest.mark.parametrize(
+    ("trial", "choices"),
+    [(36, {"activations": "uint8"}), (37, {"activations": "float", "sparsity": 0.5, "levels": "codebook"})],
+)
+def test_a_file_is_made_again_from_plan_and_weights_to_the_last_bit(task: Task, trial: int, choices: dict[str, Any]):
+    record = _run(task, trial, _plan(task, **choices))
+    assert record.state is TrialState.COMPLETE
+    path = task.source.workspace / str(record.artifact)
+    wanted = path.read_bytes()
+    path.unlink()
+    study = StudyRecord(
+        name=task.source.config.name, state=StudyState.FINISHED, seed=0, budget_s=60.0, spent_s=60.0, created="",
+        config=task.source.config.model_dump(mode="json"), config_hash="", device=DeviceFacts(),
+        base=str(task.source.base), facts=task.facts,
+    )  # fmt: skip
+    assert rebuild_artifact(study, record.plan, path.parent, task.source.workspace) == wanted
+    path.with_name("rounding.safetensors").unlink()  # the searched scales are not the learned ones
+    assert rebuild_artifact(study, record.plan, path.parent, task.source.workspace) != wanted

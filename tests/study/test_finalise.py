@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from autocompress.front.hypervolume import gain
 from autocompress.plan import CompressionPlan
-from autocompress.records import TrialRecord, TrialState
 from autocompress.search.stopping import Rival
-from autocompress.study import finalise
 from autocompress.study.finalise import candidates, prospect, soups
 
 
@@ -73,34 +67,3 @@ def test_nothing_is_averaged_without_a_point_of_the_front():
     behind = [shaped(1, 0.02, 0.5), shaped(2, 0.02, 0.5)]
     ahead = Rival(trial=9, plan=CompressionPlan(), drop=0.0, size_ratio=0.1, latency_ratio=0.1)
     assert soups([*behind, ahead]) == []
-
-
-def driver_of(rivals: list[Rival], *, seconds: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
-    """What the two functions below need of a driver, and the trials that it is asked to evaluate."""
-    asked: list[Any] = []
-    monkeypatch.setattr(finalise, "_reserve_s", lambda _: 1.0)
-    driver = SimpleNamespace(
-        trials=[TrialRecord(trial=r.trial, state=TrialState.COMPLETE, plan=r.plan) for r in rivals],
-        rivals=lambda: iter(rivals), overhead_s=lambda: 1.0, at_limit=False, end=time.monotonic() + seconds,
-        say=lambda _: None, evaluate=lambda plan, **more: asked.append((plan, more)),
-    )  # fmt: skip
-    return driver, asked
-
-
-def test_a_soup_is_asked_for_with_all_its_members_and_only_while_there_is_time(monkeypatch):
-    alike = [shaped(1, 0.012, 0.5), shaped(2, 0.010, 0.5, bits=3)]
-    driver, asked = driver_of(alike, seconds=60.0, monkeypatch=monkeypatch)
-    finalise._make_soups(driver)
-    ((plan, more),) = asked
-    assert (plan, more["origin"], more["parent"].trial) == (alike[1].plan, "soup", 2)
-    assert [t.trial for t in more["soup"]] == [2, 1]
-    driver, asked = driver_of(alike, seconds=1.5, monkeypatch=monkeypatch)
-    finalise._make_soups(driver)
-    assert asked == []
-
-
-def test_the_two_most_accurate_trained_networks_teach_along(monkeypatch):
-    dense = Rival(trial=0, plan=CompressionPlan(), drop=0.0, size_ratio=1.0, latency_ratio=1.0)
-    trained = [shaped(1, 0.03, 0.7), shaped(2, 0.01, 0.5), shaped(3, 0.02, 0.6)]
-    driver, _ = driver_of([dense, *trained], seconds=60.0, monkeypatch=monkeypatch)
-    assert [t.trial for t in finalise._teachers(driver)] == [2, 3]

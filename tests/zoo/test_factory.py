@@ -20,6 +20,7 @@ from torch import nn
 from autocompress.config import DataConfig, ModelConfig, load_config, read_toml
 from autocompress.errors import UsageError
 from autocompress.zoo.factory import build_model, load_data, load_metric, load_weights
+from autocompress.zoo.tables import ALPHABET
 
 _numbers = itertools.count()
 
@@ -43,9 +44,20 @@ def data_config(factory: str, *, download: bool = False, **args: Any) -> DataCon
 # Models --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "params"), [("resnet20", 272_186), ("mobilenetv2", 100_170)])
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("resnet20", 272_186),
+        ("mobilenetv2", 100_170),
+        ("row_lstm", 82_186),
+        ("word_gru", 64_901),
+        ("small_vit", 138_890),
+        ("table_mlp", 4_929),
+    ],
+)
 def test_built_in_networks_have_their_known_size(name: str, params: int) -> None:
-    model = build_model(model_config(name, in_channels=1), base=None, seed=0)
+    arguments = {"in_channels": 1} if name in ("resnet20", "mobilenetv2", "small_vit") else {}
+    model = build_model(model_config(name, **arguments), base=None, seed=0)
     assert sum(p.numel() for p in model.parameters()) == params
 
 
@@ -331,14 +343,22 @@ STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
-def test_every_built_in_study_is_valid_and_its_model_fits_its_images(path: Path) -> None:
+def test_every_built_in_study_is_valid_and_its_model_fits_its_data(path: Path) -> None:
     config = load_config(read_toml(path), name=path.stem)
-    side, channels = {"digits": (8, 1), "fashion_mnist": (28, 1), "cifar10": (32, 3)}[config.data.factory]
+    samples = {
+        "digits": (torch.zeros(2, 1, 8, 8), 10),
+        "fashion_mnist": (torch.zeros(2, 1, 28, 28), 10),
+        "cifar10": (torch.zeros(2, 3, 32, 32), 10),
+        "languages": (torch.full((2, 16), len(ALPHABET) + 1), 5),
+        "diabetes": (torch.zeros(2, 10), 1),
+    }
+    inputs, outputs = samples[config.data.factory]
     model = build_model(config.model, base=path.parent, seed=0).eval()
     with torch.no_grad():
-        assert model(torch.zeros(2, channels, side, side)).shape == (2, 10)
+        assert model(inputs).shape == (2, outputs)
 
 
 def test_the_studies_that_the_design_promises_are_there() -> None:
     names = {path.stem for path in STUDIES}
     assert {"digits", "fashion_mnist_resnet20", "fashion_mnist_mobilenetv2", "cifar10_resnet20"} <= names
+    assert {"fashion_mnist_lstm", "fashion_mnist_vit", "languages_gru", "diabetes_mlp"} <= names
