@@ -12,16 +12,17 @@ class Ensemble(nn.Module):
     """The mean of what its members say: of their probabilities for logits, given back as their logarithms.
 
     Args:
-        members: networks with outputs of one shape; [n, two or more] are taken for logits.
+        members: networks with outputs of one shape; [n, two or more] are taken for logits of classes.
+        classes: False where they are none: numbers, or logits of labels that do not exclude each other.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], *, classes: bool = True) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.classes = nn.ModuleList(members), classes
 
     def forward(self, *inputs: Tensor) -> Tensor:
         outputs = torch.stack([member(*inputs).float() for member in self.members])
-        if outputs.ndim == 3 and outputs.shape[-1] > 1:
+        if self.classes and outputs.ndim == 3 and outputs.shape[-1] > 1:
             mean: Tensor = outputs.log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(len(outputs))))
             return mean
         return outputs.mean(0)

@@ -169,7 +169,8 @@ class Task:
             networks = [self.model, *(self.prune(m.plan, m).requires_grad_(False) for m in members)]
             config = self.source.config
             joint = TeacherOutputs(
-                Ensemble(networks).eval(), self.splits.train, kind=config.data.augment, trainer=self.trainer,
+                Ensemble(networks, classes=self.splits.task == "classification").eval(),
+                self.splits.train, kind=config.data.augment, trainer=self.trainer,
                 seed=config.search.seed,
             )  # fmt: skip
             self._joint = (names, joint)
@@ -240,7 +241,7 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     facts = _find_facts(model, tuple(t[:2] for t in samples), config, notes, kept)
     clock.lap("setup")
     report("measuring the baseline")
-    teacher = _teacher(model, source, tuple(t[:2] for t in samples))
+    teacher = _teacher(model, source, tuple(t[:2] for t in samples), classes=splits.task == "classification")
     outputs = TeacherOutputs(teacher, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed)
     task = Task(
         source=source, model=model, splits=splits, metric=metric, trainer=trainer, outputs=outputs, facts=facts,
@@ -359,7 +360,7 @@ def _provide_weights(
     return notes
 
 
-def _teacher(model: nn.Module, source: Source, example: tuple[Tensor, ...]) -> nn.Module:
+def _teacher(model: nn.Module, source: Source, example: tuple[Tensor, ...], *, classes: bool) -> nn.Module:
     """The model, or the networks that the study file names, as one."""
     config, base = source.config, source.base
     members = [model] if config.teacher.with_model or not config.teacher.networks else []
@@ -374,7 +375,7 @@ def _teacher(model: nn.Module, source: Source, example: tuple[Tensor, ...]) -> n
                 f"{list(wanted)}; a teacher must know the same classes in the same order"
             )
         members.append(network.requires_grad_(False))
-    return members[0] if len(members) == 1 else Ensemble(members).eval()
+    return members[0] if len(members) == 1 else Ensemble(members, classes=classes).eval()
 
 
 def _save_weights(model: nn.Module, path: Path) -> None:

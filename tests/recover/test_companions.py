@@ -107,6 +107,8 @@ def test_an_ensemble_says_the_mean_of_its_members_probabilities():
     both = Ensemble([Sure([50.0, 0.0, 0.0]), Sure([0.0, 50.0, 0.0])])
     assert torch.allclose(both(torch.zeros(2, 1)).exp(), torch.tensor([[0.5, 0.5, 0.0]] * 2), atol=1e-6)
     assert torch.equal(Ensemble([Sure([1.0]), Sure([3.0])])(torch.zeros(1, 1)), torch.tensor([[2.0]]))
+    numbers = Ensemble([Sure([1.0, 0.0]), Sure([3.0, 2.0])], classes=False)
+    assert torch.equal(numbers(torch.zeros(1, 1)), torch.tensor([[2.0, 1.0]]))
 
 
 def test_a_soup_has_the_mean_of_all_weights_and_statistics():
