@@ -54,11 +54,7 @@ class Hub:
         self._told: dict[str, dict[str, Any]] = {}
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-
-    @property
-    def clients(self) -> int:
-        """Streams that are open."""
-        return len(self._queues)
+        self.open = 0  # streams that were admitted and have not ended
 
     def start(self) -> None:
         """Begin to read; needs a running event loop."""

@@ -157,11 +157,16 @@ def study_figure(
     return Response(views.kept(name, f"{figure}/{target}", draw), media_type="application/json", headers=tagged(etag))
 
 
-def _admitted(request: Request) -> None:
-    """Refuses before the stream begins: later there is no status left to say so."""
+async def _admitted(request: Request) -> AsyncIterator[None]:
+    """A place among the streams while one lasts; refuses before it begins: later no status is left to say so."""
     parts = service(request)
-    if parts.hub.clients >= parts.settings.max_streams:
+    if parts.hub.open >= parts.settings.max_streams:
         raise Problem(503, "too many clients listen already; try again later", headers={"retry-after": "10"})
+    parts.hub.open += 1
+    try:
+        yield
+    finally:
+        parts.hub.open -= 1
 
 
 def _known(request: Request, study_id: str) -> str:
@@ -266,7 +271,7 @@ def metrics(request: Request) -> Response:
         "jobs": {f'state="{state}"': count for state, count in parts.jobs.counts().items()},
         "studies": states,
         "trials": trials,
-        "event_streams": {"": parts.hub.clients},
+        "event_streams": {"": parts.hub.open},
         "scheduler_alive": {"": float(parts.scheduler.alive)},
     }
     return Response(parts.observer.text(gauges), media_type="text/plain; version=0.0.4")

@@ -9,7 +9,8 @@ import socket
 import stat
 
 import pytest
-from served import OTHER, TOKEN, serving
+from served import OTHER, PATIENCE_S, TOKEN, serving
+from tiny_study import wait_for
 
 from autocompress.errors import UsageError
 from autocompress.service.observe import JsonLines
@@ -342,8 +343,10 @@ def test_a_budget_beyond_the_servers_is_refused_with_the_field(tmp_path):
 
 
 def test_event_streams_have_an_end(tmp_path):
-    with serving(tmp_path, max_streams=1) as server, server.stream("/api/v1/events"):
-        assert server.get("/api/v1/events").status == 503
+    with serving(tmp_path, max_streams=1) as server:
+        with server.stream("/api/v1/events"):
+            assert server.get("/api/v1/events").status == 503
+        wait_for(lambda: server.parts.hub.open == 0, seconds=PATIENCE_S, what="the end of the stream that was left")
 
 
 # -- what is told
@@ -414,8 +417,6 @@ def test_the_environment_of_a_search_has_no_token(tmp_path, monkeypatch):
     script = f"import json, os; open({str(out)!r}, 'w').write(json.dumps(dict(os.environ)))"
     with serving(tmp_path / "runs", command=lambda *_: [sys.executable, "-c", script]) as server:
         server.post("/api/v1/studies", {"builtin": "digits"})
-        from tiny_study import wait_for
-
-        found = json.loads(wait_for(lambda: out.is_file() and out.read_text(), seconds=30, what="the search"))
+        found = json.loads(wait_for(lambda: out.is_file() and out.read_text(), seconds=PATIENCE_S, what="the search"))
     assert found["PATH"] == os.environ["PATH"]
     assert TOKEN not in found.values()
