@@ -305,6 +305,13 @@ def test_every_key_of_a_study_file_that_can_hold_text_was_thought_about():
     assert {key for key in text if key.partition(".")[2] in _HARMLESS.get(key.partition(".")[0], ())} == checked
 
 
+def test_every_built_in_study_may_be_started_over_http(server):
+    from autocompress.service.admission import admit, builtin_studies, validated
+
+    for name, tables in builtin_studies().items():
+        assert admit(validated(tables, name=name), server.parts.settings, models=server.parts.models).name == name
+
+
 def test_allow_code_lets_the_same_study_wait_in_the_queue(tmp_path):
     text, _ = CODE["a factory"]
     with serving(tmp_path, allow_code=True) as server:
