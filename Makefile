@@ -44,7 +44,7 @@ picture:  ## the README's picture, from STUDY in WORKSPACE
 	$(PYTHON) docs/picture.py $(STUDY) --workspace $(WORKSPACE) --out docs/front.svg
 
 screenshots:  ## the README's pictures of the pages, from the browser tests
-	$(PYTHON) -m pytest tests/browser -k pictures_of_the_readme
+	$(PYTHON) -m pytest tests/browser -m slow -k pictures_of_the_readme
 	for name in studies study trial; do cp test-results/readme-$$name.png docs/$$name.png; done
 
 docs:  ## rewrite the parts of the README that are printed from the code

@@ -36,9 +36,9 @@ async function refresh() {
   const detail = await get(path);
   showSummary(detail);
   showOrigin(detail);
-  if (!detail.record) { // it waits: nothing of it is stored yet
+  if (!detail.record) { // it waits, or ended before anything was worth keeping
     fill("tiles");
-    fill("empty", emptyBox("Waiting", "Nothing was measured yet. The figures appear with the first trials."));
+    fill("empty", ACTIVE.includes(detail.state) ? emptyBox("Waiting", "Nothing was measured yet. The figures appear with the first trials.") : emptyBox("Nothing was kept", "The search ended before the dense model was measured, so there is nothing to show."));
     return;
   }
   const points = await get(`${path}/table`);

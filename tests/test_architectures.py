@@ -51,12 +51,12 @@ def test_a_network_that_cannot_be_exported_is_a_row_with_its_reason(script: Modu
 def test_a_searched_network_is_a_row_of_what_was_found(
     script: ModuleType, tmp_path: Path, name: str, pruned: str, quantized: str, kinds: set[str]
 ) -> None:
-    assert script.run(name, workspace=tmp_path, budget="90s", settings={"search": {"max_trials": 12}}) == ""
+    assert script.run(name, workspace=tmp_path) == ""
     cells = [cell.strip() for cell in script.row(name, "", tmp_path).strip("|").split("|")]
     assert cells[0] == name
     assert cells[2:4] == [pruned, quantized]
     told = dict(re.findall(r"(\w+) (\S+), \d+\.\d% \(\d+\)", cells[5]))
     assert set(told) <= kinds
-    assert float(told["float"]) < 1e-4
+    assert float(told["float"]) < 1e-3
     assert all(float(value) < 0.2 for value in told.values())
     assert float(cells[6]) < 1.0, "some file within two points is smaller than the dense one"

@@ -32,7 +32,8 @@ def test_a_search_is_started_watched_and_taken_away(
         page.locator("#study-text").fill(text)
         page.locator("#launch-form summary").click()
         page.locator("#name").fill("tiny")
-        page.locator("#max-trials").fill("6")
+        page.locator("#max-trials").fill("6")  # these end it, long before the budget does
+        page.locator("#budget").fill("5m")
         page.locator("#start").click()
         page.locator("#figure-accuracy_size .points path.point").first.wait_for(state="attached", timeout=240_000)
         page.locator(".trials tbody th a").first.wait_for()

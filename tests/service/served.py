@@ -20,7 +20,6 @@ from autocompress.service.app import create_app
 from autocompress.service.settings import Settings
 from autocompress.service.tokens import Tokens
 
-PATIENCE_S = 120  # a busy machine may stand still for a while
 TOKEN = "t" * 43
 OTHER = "o" * 43
 # Stands in for a search: does nothing until it is asked to end.
@@ -69,7 +68,7 @@ class Server:
         if body is not None and not isinstance(body, bytes):
             body, own["Content-Type"] = json.dumps(body).encode(), "application/json"
         own |= headers or {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(connection):
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
             for name, value in own.items():
@@ -92,7 +91,7 @@ class Server:
     @contextlib.contextmanager
     def stream(self, path: str, headers: Mapping[str, str] | None = None) -> Iterator[Iterator[tuple[str, str, Any]]]:
         """Events of a stream as (kind, id, data)."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         connection.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}", **(headers or {})})
         response = connection.getresponse()
         assert response.status == 200, response.read()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from example_study import write_example
-from served import PATIENCE_S, TOKEN, serving
+from served import TOKEN, serving
 from test_work import fake_search
 from tiny_study import environment, wait_for
 
@@ -70,14 +70,12 @@ def test_a_limit_that_nothing_meets_gives_3(server, capsys):
 def test_a_search_of_the_server_is_cancelled_and_resumed(server, capsys, monkeypatch):
     monkeypatch.setenv("FAKE_TRIALS", "500")
     server.post("/api/v1/studies", {"builtin": "digits", "name": "long"})
-    wait_for(
-        lambda: len(server.get("/api/v1/studies?name=long").json["items"]) == 1, seconds=PATIENCE_S, what="the study"
-    )
+    wait_for(lambda: len(server.get("/api/v1/studies?name=long").json["items"]) == 1, seconds=10, what="the study")
     address = f"/api/v1/studies/{server.get('/api/v1/studies?name=long').json['items'][0]['id']}"
-    wait_for(lambda: server.get(address).json["trials"]["total"] >= 2, seconds=PATIENCE_S, what="two trials")
+    wait_for(lambda: server.get(address).json["trials"]["total"] >= 2, seconds=60, what="two trials")
     assert call(server, "cancel", "long") == 0
     assert "asked long to end" in capsys.readouterr().out
-    wait_for(lambda: server.get(address).json["state"] == "cancelled", seconds=PATIENCE_S, what="the end")
+    wait_for(lambda: server.get(address).json["state"] == "cancelled", seconds=20, what="the end")
     monkeypatch.setenv("FAKE_TRIALS", str(server.get(address).json["trials"]["total"] + 1))
     assert call(server, "resume", "long") == 0
     assert "long: finished" in capsys.readouterr().out
