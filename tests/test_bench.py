@@ -68,14 +68,34 @@ def test_an_import_of_torch_would_be_seen(tmp_path: Path) -> None:
     assert not imports_torch(["-c", "import json"])
 
 
-def test_the_cost_of_clients_is_of_the_trials_after_they_came() -> None:
-    runs = [
-        {"loaded": False, "first": 2, "trials": {"total": 22}},
-        {"loaded": True, "first": 4, "trials": {"total": 23}},
+def test_a_trial_counts_in_the_phase_that_it_lies_in_whole() -> None:
+    bench = load("service_load")
+    phases = [bench.Phase(block=0, loaded=of, begin=b, end=b + 10.0) for of, b in ((False, 100.0), (True, 115.0))]
+    rows = [
+        {"spent_s": at, "origin": origin, "state": "complete", "trained_samples": 640, "durations_s": {"train": 1.5}}
+        for at, origin in (
+            (9.0, "anchor"), (12.0, "search"), (14.0, "search"), (21.0, "search"), (23.0, "search"), (26.0, "search"),
+        )
+    ]  # fmt: skip
+    alone, loaded = bench.within(rows, phases, zero=97.0)
+    assert (alone["trials"], alone["seconds"]) == (1, 3.0), "one was begun before, one ended after"
+    assert (loaded["trials"], loaded["seconds"], loaded["steps"], loaded["trained_s"]) == (2, 5.0, 20.0, 3.0)
+
+
+def test_the_cost_of_clients_is_told_both_ways_with_the_interval_of_the_blocks() -> None:
+    bench = load("service_load")
+    entries = [
+        {"block": block, "loaded": loaded, "trials": trials, "seconds": 10.0}
+        for block, (without, having) in enumerate(((20, 19), (10, 9.5)))
+        for loaded, trials in ((False, without), (True, having))
     ]
-    found = load("service_load")._ratios(runs)
-    assert (found["alone"], found["loaded"]) == (20, 19)
+    found = bench.compare(entries, "trials", "seconds")
+    assert (found["alone_per_s"], found["loaded_per_s"]) == pytest.approx((1.5, 1.425))
     assert (found["loaded_to_alone"], found["alone_to_loaded"]) == pytest.approx((0.95, 20 / 19))
+    assert found["loaded_to_alone_ci"] == pytest.approx([0.95, 0.95]), "both blocks say the same"
+    entries[1]["trials"] = 18  # ratios 0.9 and 0.95 of two blocks: 12.7 standard errors either way
+    low, high = bench.compare(entries, "trials", "seconds")["loaded_to_alone_ci"]
+    assert (low, high) == pytest.approx((0.65585, 1.30365), rel=1e-4)
 
 
 def test_the_clients_of_the_bench_see_every_answer_that_fails(tmp_path: Path, monkeypatch) -> None:

@@ -1,20 +1,35 @@
-"""What clients cost a running search: trials completed with and without load, both ways, and every answer.
+"""What clients cost a running search: its trials and its training steps with and without them, both ways.
 
-    python tests/bench/service_load.py --budget 60s --pairs 2 --out service_load.json
+    python tests/bench/service_load.py --out service_load.json
 
-Starts a server, and runs the same search in pairs, once alone and once with clients: 50 event streams and 100
-mixed reads a second for as long as it searches. In every second pair the loaded search goes first. Prints the ratio of
-trials loaded / alone and alone / loaded per pair and over all, the answers that failed, and the time they took.
+Needs nothing but the checkout, and a little over 12 minutes. One server runs one search; clients (50 event streams and
+100 mixed reads a second) come and go while it runs: phases alone, loaded, loaded, alone (ABBA), five times over, so
+that a machine that grows slower or faster costs both sides the same.
 
-Trials per run differ by a few of their own, so one pair says little: give it several. Server and search share the
-cores that this process may use; the clients use them too unless --client-core names another one. The regime is
-a part of the result: it is printed and stored.
+So that every trial is the same work, all are one plan: the network of `digits`, unpruned, 4-bit weights, the same
+seconds of training from the same teacher, nothing ended early. Exports, quality and all writing are as in any search;
+only proposals (random) and timing (once) are cheaper. A trial counts if it began and ended within one phase, without
+the phase's first seconds.
+
+How to read what is printed:
+- `trials` are per minute of search, between the ends of two trials: whatever slows the search shows here.
+- `training steps` are per second of training: less noisy, for a trial's seconds of training are given and its
+  steps are counted; what slows writing and exporting does not show here.
+- Each comes as loaded / alone and as alone / loaded, with the 95 % interval of the blocks' ratios (Student's t over
+  their logarithms). An interval that is wider than the 5 % in question says that the machine was not quiet enough.
+- `reads reached` must be near what was asked for, or the load was not there.
+
+Regime: the last core is the server's and the clients', the search has all others, with clients and without. With
+`--shared` (and on one core) all of them use all cores; then what server and clients compute is taken from the search,
+as clients on other machines would not. Ends with 1 if a request failed, the load was not reached, or more was lost
+than `--allowed-loss` by either measure.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import os
@@ -28,11 +43,27 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+# Trials that are all the same work; see above.
+BATCH = 64
+SAME = {
+    "space.weight_bits": [4],
+    "space.activations": ["float"],
+    "space.max_prune_ratio": 0.0,
+    "space.remove_blocks": False,
+    "search.sampler": "random",
+    "search.without": ["stop", "ladder", "inherit"],
+    "search.sweep": 0,
+    "search.train_s": 1.5,
+    "search.final_share": 0.0,
+    "search.max_drop": 1.0,
+    "search.batch_size": BATCH,
+}
 READS = ("/studies", "/studies/{id}", "/studies/{id}/front", "/studies/{id}/trials?limit=50", "/studies/{id}/table",
          "/studies/{id}/figures/accuracy_size", "/health", "/metrics", "/devices")  # fmt: skip
 BUSY = ("queued", "running", "finalising")
@@ -48,12 +79,13 @@ class Load:
     events: int = 0
     not_changed: int = 0
     late_s: float = 0.0
+    pressed_s: float = 0.0
 
 
 class Server:
     """A server in a process of its own."""
 
-    def __init__(self, workspace: Path, *, log: Path) -> None:
+    def __init__(self, workspace: Path, *, log: Path, cores: list[int]) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -68,7 +100,11 @@ class Server:
             str(self.port),
         ]
         self.log = log.open("wb")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        everywhere = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cores)  # a child begins with the cores of the thread that starts it
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment)
+        os.sched_setaffinity(0, everywhere)
         assert self.process.stdout is not None
         match = re.search(r"token=(\S+)", self.process.stdout.readline())
         assert match is not None, "the server did not start"
@@ -82,7 +118,7 @@ class Server:
             headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
             method=method,
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=600) as response:
             return json.loads(response.read())
 
     def wait_until_ready(self) -> None:
@@ -104,7 +140,11 @@ class Server:
     def stop(self) -> None:
         """Ask it to end."""
         self.process.terminate()
-        self.process.wait(60)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:  # its searches end with it
+            self.process.kill()
+            self.process.wait()
         self.log.close()
 
 
@@ -200,6 +240,7 @@ async def press(port: int, token: str, study: str, *, streams: int, rate: float,
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         sent += 1
+    load.pressed_s = time.perf_counter() - begin
     until.set()
     await asyncio.wait(tasks, timeout=60)
     for reader in readers:
@@ -207,42 +248,144 @@ async def press(port: int, token: str, study: str, *, streams: int, rate: float,
     return load
 
 
-def run(server: Server, folder: Path, options: argparse.Namespace, *, name: str, loaded: bool) -> dict[str, Any]:
-    """One search, alone or with clients: its trials, and what the clients saw."""
-    ended = folder / f"{name}.ended"
-    clients, results = None, folder / f"{name}.json"
-    body = {"builtin": options.study, "name": name, "budget": options.budget, "seed": options.seed}
-    body["set"] = dict(pair.split("=", 1) for pair in options.set)
-    study = state = server.call("POST", "/studies", body)
-    while state["state"] in BUSY and not state["trials"]["total"]:  # what comes before is mostly imports
-        time.sleep(0.2)
-        state = server.call("GET", f"/studies/{study['id']}")
-    first = state["trials"]["total"]
-    if loaded:
-        command = [sys.executable, __file__, "--press", str(server.port), study["id"], str(ended), str(results)]
-        command += ["--streams", str(options.streams), "--rate", str(options.rate)]
-        if options.client_core is not None:
-            command += ["--client-core", str(options.client_core)]
-        clients = subprocess.Popen(command, env={**os.environ, "AUTOCOMPRESS_TOKEN": server.token})
-    before, start = server.cpu_s(), time.monotonic()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A while with or without clients; Unix seconds, the first of them not counted."""
+
+    block: int
+    loaded: bool
+    begin: float
+    end: float
+
+
+def begin_search(server: Server, options: argparse.Namespace) -> dict[str, Any]:
+    """Start the search of equal trials, and wait until the first of them has ended."""
+    body = {"builtin": "digits", "name": "service-load", "budget": "3h", "set": SAME}  # it is cancelled
+    state = server.call("POST", "/studies", {**body, "seed": 0})
     while state["state"] in BUSY:
-        time.sleep(1.0)
-        state = server.call("GET", f"/studies/{study['id']}")
-    wall_s, cpu_s = time.monotonic() - start, server.cpu_s() - before
-    ended.touch()
-    entry = {
-        "name": name,
-        "loaded": loaded,
-        "state": state["state"],
-        "trials": state["trials"],
-        "first": first,
-        "wall_s": wall_s,
-    }
-    entry |= {"server_cpu_s": cpu_s, "spent_s": state["spent_s"], "error": state["error"]}
-    if clients is not None:
+        rows = trial_rows(server, state["id"])
+        if sum(row["origin"] == "search" and row["state"] == "complete" for row in rows) >= 2:
+            return state
+        time.sleep(0.5)
+        state = server.call("GET", f"/studies/{state['id']}")
+    raise SystemExit(f"the search ended before it was measured: {state['state']}, {state['error']}")
+
+
+def trial_rows(server: Server, study: str) -> list[dict[str, Any]]:
+    """Every trial of the study."""
+    rows: list[dict[str, Any]] = []
+    after: int | None = -1
+    while after is not None:
+        page = server.call("GET", f"/studies/{study}/trials?limit=500&after={after}")
+        rows, after = rows + page["items"], page["next"]
+    return rows
+
+
+def started(server: Server, study: str) -> float:
+    """Unix seconds at which the search had spent nothing, by its own clock."""
+    found = []
+    for _ in range(20):
+        before = time.time()
+        spent_s = server.call("GET", f"/studies/{study}")["spent_s"]
+        found.append((before + time.time()) / 2 - spent_s)
+        time.sleep(0.25)
+    return statistics.median(found)
+
+
+def measure(server: Server, study: str, folder: Path, options: argparse.Namespace) -> tuple[list[Phase], list[Any]]:
+    """All phases, and what the clients of the loaded ones saw."""
+    phases, loads = [], []
+    for number in range(4 * options.blocks):
+        loaded = number % 4 in (1, 2)
+        clients = press_with(server, study, folder, number, options) if loaded else None
+        time.sleep(options.settle)
+        begin = time.time()
+        time.sleep(options.phase)
+        phases.append(Phase(block=number // 4, loaded=loaded, begin=begin, end=time.time()))
+        state = server.call("GET", f"/studies/{study}")
+        if clients is not None:
+            loads.append(clients())
+        print(_line(phases[-1], state, loads[-1] if loaded else None), flush=True)
+        if state["state"] not in BUSY:
+            raise SystemExit(f"the search ended while it was measured: {state['state']}, {state['error']}")
+    return phases, loads
+
+
+def press_with(
+    server: Server, study: str, folder: Path, number: int, options: argparse.Namespace
+) -> Callable[[], dict[str, Any]]:
+    """Start the clients in a process of their own; the function that is returned ends them and tells what they saw."""
+    ended, results = folder / f"{number}.ended", folder / f"{number}.json"
+    command = [sys.executable, __file__, "--press", str(server.port), study, str(ended), str(results)]
+    command += ["--streams", str(options.streams), "--rate", str(options.rate)]
+    command += [] if options.shared else ["--client-core", str(options.cores[-1])]
+    clients = subprocess.Popen(command, env={**os.environ, "AUTOCOMPRESS_TOKEN": server.token})
+    before, start = server.cpu_s(), time.monotonic()
+
+    def end() -> dict[str, Any]:
+        ended.touch()
+        share = (server.cpu_s() - before) / (time.monotonic() - start)
         clients.wait(120)
-        entry["load"] = json.loads(results.read_text())
-    return entry
+        return {**json.loads(results.read_text()), "server_cores": round(share, 3)}
+
+    return end
+
+
+def within(rows: list[dict[str, Any]], phases: list[Phase], zero: float) -> list[dict[str, Any]]:
+    """Of every phase: the trials that lie in it whole, their seconds, and their training.
+
+    Args:
+        rows: trials in the order in which they ended; `spent_s` is when, in seconds after `zero`.
+    """
+    found: list[dict[str, Any]] = [
+        {**asdict(phase), "trials": 0, "seconds": 0.0, "steps": 0.0, "trained_s": 0.0} for phase in phases
+    ]
+    for before, row in itertools.pairwise(rows):
+        begin, end = zero + before["spent_s"], zero + row["spent_s"]
+        if row["origin"] != "search" or "train" not in row["durations_s"]:
+            continue
+        for entry in found:
+            if entry["begin"] <= begin and end <= entry["end"]:
+                entry["trials"] += 1
+                entry["seconds"] += end - begin
+                entry["steps"] += row["trained_samples"] / BATCH
+                entry["trained_s"] += row["durations_s"]["train"]
+    return found
+
+
+def compare(entries: list[dict[str, Any]], amount: str, seconds: str) -> dict[str, Any]:
+    """A rate with and without clients, their ratio both ways, and the 95 % interval of the blocks' ratios."""
+
+    def rate(chosen: list[dict[str, Any]]) -> float:
+        total_s = sum(entry[seconds] for entry in chosen)
+        return sum(entry[amount] for entry in chosen) / total_s if total_s else math.nan
+
+    alone, loaded = (rate([e for e in entries if e["loaded"] is of]) for of in (False, True))
+    logs = []
+    for block in sorted({entry["block"] for entry in entries}):
+        of_block = [e for e in entries if e["block"] == block]
+        both = [rate([e for e in of_block if e["loaded"] is of]) for of in (True, False)]
+        logs.append(math.log(both[0] / both[1]) if all(r > 0 for r in both) else math.nan)
+    low, high = _interval(logs)
+    return {
+        "alone_per_s": alone,
+        "loaded_per_s": loaded,
+        "loaded_to_alone": loaded / alone,
+        "alone_to_loaded": alone / loaded,
+        "loaded_to_alone_ci": [low, high],
+        "alone_to_loaded_ci": [1 / high, 1 / low],
+        "blocks": [math.exp(value) for value in logs],
+    }
+
+
+def _interval(logs: list[float]) -> tuple[float, float]:
+    """95 % interval of the mean, as a ratio; NaN for fewer than two blocks."""
+    if len(logs) < 2:
+        return math.nan, math.nan
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(statistics.fmean(logs) - half), math.exp(statistics.fmean(logs) + half)
 
 
 def summary(load: Load) -> dict[str, Any]:
@@ -255,55 +398,73 @@ def summary(load: Load) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the pairs and print what they say; 1 if a request failed or the search lost more than its share."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", default="digits", help="a built-in study")
-    parser.add_argument("--budget", default="60s")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
-    parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--loaded-first", action="store_true", help="the loaded search goes first in the first pair")
-    parser.add_argument("--streams", type=int, default=50)
-    parser.add_argument("--rate", type=float, default=100.0, help="reads a second")
-    parser.add_argument("--client-core", type=int, help="core of the clients, away from server and search")
-    parser.add_argument("--server-core", type=int, help="core of what answers clients; searches keep the others")
-    parser.add_argument("--allowed-loss", type=float, default=0.05)
-    parser.add_argument("--workspace", type=Path, help="one to keep: its teacher need not be trained again")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--press", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    """Run the phases and print what they say; 1 if a request failed or the search lost more than its share."""
+    options = _options()
     if options.press:
         return _press(options)
-    with tempfile.TemporaryDirectory() as temporary:
+    options.cores = sorted(os.sched_getaffinity(0))
+    options.shared = options.shared or len(options.cores) < 2
+    machine = _machine(options)
+    print(f"{machine}\nthis takes about {_takes_s(options) / 60:.0f} minutes", flush=True)
+    with tempfile.TemporaryDirectory(prefix="autocompress-bench-") as temporary:
         folder = Path(temporary)
-        server = Server(options.workspace or folder / "runs", log=folder / "server.log")
+        cores = options.cores if options.shared else options.cores[:-1]
+        server = Server(folder / "runs", log=folder / "server.log", cores=cores)
         try:
             server.wait_until_ready()
-            if (
-                options.server_core is not None
-            ):  # of its first thread and those it starts; its scheduler has begun already
-                os.sched_setaffinity(server.process.pid, {options.server_core})
-            runs = []
-            if not list(
-                (options.workspace or folder / "runs").glob("artifacts/*")
-            ):  # trains the teacher, which is kept
-                runs.append(run(server, folder, options, name="warm-up", loaded=False))
-            for pair in range(options.pairs):
-                for loaded in (first := (pair % 2 == 1) != options.loaded_first, not first):
-                    name = f"pair-{pair}-{'loaded' if loaded else 'alone'}-{int(time.time())}"
-                    entry = run(server, folder, options, name=name, loaded=loaded)
-                    runs.append(entry)
-                    print(_line(entry), flush=True)
+            if not options.shared:  # what answers clients; the thread that starts searches has begun already
+                os.sched_setaffinity(server.process.pid, options.cores[-1:])
+            study = begin_search(server, options)["id"]
+            zero = started(server, study)
+            phases, loads = measure(server, study, folder, options)
+            rows = trial_rows(server, study)
+            server.call("POST", f"/studies/{study}/cancel")
         finally:
             server.stop()
-    measured = [entry for entry in runs if entry["name"] != "warm-up"]
-    report = {"machine": _machine(options), "runs": runs, **_ratios(measured)}
-    failed = [text for entry in runs for text in entry.get("load", {}).get("failed", [])]
-    print(f"trials loaded / alone {report['loaded_to_alone']:.3f}, alone / loaded {report['alone_to_loaded']:.3f}")
-    print(f"{len(failed)} failed requests{': ' + '; '.join(failed[:3]) if failed else ''}; {report['machine']}")
+    entries = within(rows, phases, zero)
+    trials, steps = compare(entries, "trials", "seconds"), compare(entries, "steps", "trained_s")
+    failed = [text for load in loads for text in load["failed"]]
+    reached = sum(load["answers"] for load in loads) / sum(load["pressed_s"] for load in loads)
+    counted = sum(entry["trials"] for entry in entries)
+    print(f"\n{counted} trials counted in {len(phases)} phases of {options.phase:g} s")
+    print(_told("trials", trials, 60, "a minute"))
+    print(_told("training steps", steps, 1, "a second"))
+    print(f"reads reached: {reached:.1f} of {options.rate:g} a second; {options.streams} streams; ", end="")
+    print(f"{len(failed)} failed requests{': ' + '; '.join(failed[:3]) if failed else ''}")
     if options.out:
+        report = {"machine": machine, "trials": trials, "training_steps": steps, "reads_per_s": reached}
+        report |= {"failed": failed, "phases": entries, "clients": loads}
         options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return int(bool(failed) or report["loaded_to_alone"] < 1 - options.allowed_loss)
+    lost = min(trials["loaded_to_alone"], steps["loaded_to_alone"]) < 1 - options.allowed_loss
+    return int(bool(failed) or lost or reached < 0.95 * options.rate)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=5, help="of four phases each: alone, loaded, loaded, alone")
+    parser.add_argument("--phase", type=float, default=30.0, help="seconds of a phase that count")
+    parser.add_argument("--settle", type=float, default=4.0, help="seconds before each that do not")
+    parser.add_argument("--streams", type=int, default=50)
+    parser.add_argument("--rate", type=float, default=100.0, help="reads a second")
+    parser.add_argument("--shared", action="store_true", help="search, server and clients share all cores")
+    parser.add_argument("--allowed-loss", type=float, default=0.05)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--client-core", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--press", nargs=4, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _takes_s(options: argparse.Namespace) -> float:
+    return 60 + 4 * options.blocks * (options.phase + options.settle + 1)
+
+
+def _told(name: str, found: dict[str, Any], per_s: float, unit: str) -> str:
+    both = " / ".join(f"{per_s * found[key]:.2f}" for key in ("alone_per_s", "loaded_per_s"))
+    ratios = [
+        f"{key.replace('_to_', ' / ')} {found[key]:.3f} [{found[f'{key}_ci'][0]:.3f}, {found[f'{key}_ci'][1]:.3f}]"
+        for key in ("loaded_to_alone", "alone_to_loaded")
+    ]
+    return f"{name}: {both} {unit} alone / loaded; {', '.join(ratios)}"
 
 
 def _press(options: argparse.Namespace) -> int:
@@ -316,20 +477,12 @@ def _press(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
-    alone, loaded = (sum(e["trials"]["total"] - e["first"] for e in runs if e["loaded"] is of) for of in (False, True))
-    return {"alone": alone, "loaded": loaded, "loaded_to_alone": loaded / alone if alone else math.nan,
-            "alone_to_loaded": alone / loaded if loaded else math.nan}  # fmt: skip
-
-
-def _line(entry: dict[str, Any]) -> str:
-    trials, load = entry["trials"], entry.get("load")
-    text = f"{entry['name']}: {trials['total']} trials ({trials['complete']} complete), {entry['state']}, "
-    text += f"{entry['error']}, " if entry["error"] else ""
-    text += f"{entry['wall_s']:.0f} s, the server used {entry['server_cpu_s']:.1f} s of a core"
+def _line(phase: Phase, state: dict[str, Any], load: dict[str, Any] | None) -> str:
+    text = f"block {phase.block + 1} {'loaded' if phase.loaded else 'alone '}: {state['trials']['total']} trials so far"
     if load:
-        text += f"; {load['answers']} answers, {load['not_changed']} of them 304 "
-        text += f"(p50 {load['p50_ms']} ms, p99 {load['p99_ms']} ms), {load['events']} events"
+        text += f"; {load['answers']} answers, {load['not_changed']} of them 304, p50 {load['p50_ms']} ms, "
+        text += f"p99 {load['p99_ms']} ms, latest sent {load['late_s']:.2f} s late, {load['events']} events, "
+        text += f"the server used {load['server_cores']:.2f} of a core, {len(load['failed'])} failed"
     return text
 
 
