@@ -321,6 +321,10 @@ def serve(
     parallel: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Searches side by side, each on another device.")
     ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of one search; by default, searches share 80 % of the machine's."),
+    ] = None,
     workspace: Workspace = _WORKSPACE,
     as_json: AsJson = False,
 ) -> None:
@@ -332,14 +336,16 @@ def serve(
     """
     with _extra("serve"):
         from autocompress.service.app import serve as run_server
-        from autocompress.service.settings import Settings, default_parallel
+        from autocompress.service.settings import Settings, default_memory_bytes, default_parallel
+    side_by_side = parallel or default_parallel()
     settings = Settings(
         workspace=workspace.absolute(),
         host=host,
         port=port,
         allowed_hosts=tuple(allowed_hosts or ()),
         allow_code=allow_code,
-        parallel=parallel or default_parallel(),
+        parallel=side_by_side,
+        max_memory_bytes=_memory(max_memory) or default_memory_bytes(side_by_side),
     )
     run_server(settings, ready=lambda url: _print({"url": url}, as_json, f"open {url}"))
 
@@ -534,6 +540,15 @@ def _study_rows_there(server: str, workspace: Path) -> list[dict[str, Any]]:
     keys = ("study", "state", "created", "budget_s", "spent_s", "trials")
     rows = [{key: entry[key] for key in keys} for entry in _client(server, workspace).studies()]
     return rows[::-1]
+
+
+def _memory(text: str | None) -> int | None:
+    from autocompress.config import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"--max-memory: {error}") from error
 
 
 def _constraints(record: StudyRecord) -> dict[str, Any]:

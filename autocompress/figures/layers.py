@@ -26,8 +26,10 @@ def plot_layers(rows: Sequence[LayerRow]) -> go.Figure:
         "orientation": "h",
         "hovertext": [_layer_text(row) for row in rows],
         "hoverinfo": "text",
-        "textposition": "outside",
+        "textposition": "auto",  # inside of a long bar, or its end would be cut on a narrow page
+        "insidetextanchor": "end",
         "textangle": 0,
+        "cliponaxis": False,
     }
     shades = [GREY if row.block else GREEN for row in rows]
     figure.add_trace(
@@ -46,7 +48,7 @@ def plot_layers(rows: Sequence[LayerRow]) -> go.Figure:
             "tickvals": [0, 25, 50, 75, 100],
         },
         xaxis2={"domain": [0.54, 1], "title": "bits", "range": [0, 36], "tickvals": [0, 8, 16, 32]},
-        yaxis={"autorange": "reversed", "type": "category", "showgrid": False, "automargin": True},
+        yaxis={"autorange": "reversed", "type": "category", "tickvals": names, "showgrid": False, "automargin": True},
     )
     style(figure, height=110 + 22 * len(rows))
     return figure
@@ -94,7 +96,8 @@ def plot_layer_costs(document: Mapping[str, Any]) -> go.Figure:
             {
                 f"xaxis{number}": {"domain": [start, start + width], "title": title, "rangemode": "tozero"},
                 f"yaxis{number}": {
-                    "anchor": f"x{number}", "autorange": "reversed", "type": "category", "showgrid": False,
+                    "anchor": f"x{number}", "autorange": "reversed", "type": "category", "tickvals": names,
+                    "showgrid": False,
                     "automargin": k == 0, "showticklabels": k == 0, "matches": None if k == 0 else "y",
                 },
             }
@@ -102,7 +105,7 @@ def plot_layer_costs(document: Mapping[str, Any]) -> go.Figure:
     style(figure, height=96 + 20 * len(layers))
     figure.update_layout(barmode="overlay", showlegend=False, bargap=0.25)
     figure.update_yaxes(automargin=False, selector=lambda axis: axis.showticklabels is False)
-    figure.update_layout(xaxis2={"tickvals": [0, 8, 16, 32], "range": [0, 33]}, margin={"t": 12, "r": 12})
+    figure.update_layout(xaxis2={"tickvals": [0, 8, 16, 32], "range": [0, 33]}, margin={"t": 12, "r": 24})
     return figure
 
 

@@ -2,7 +2,8 @@
 
 One task reads; every client gets the same text. A trial's event has the trial's place in the order of
 writing as its id, so a client that comes back with `Last-Event-ID` gets every trial that it missed, once.
-What else is told (state, front, job) is how things stand, and is told anew to whoever connects.
+What else is told (state, front, job) is how things stand, and is told anew to whoever connects; `deleted` is told
+once to those who listen.
 """
 
 from __future__ import annotations
@@ -146,7 +147,11 @@ class Hub:
         if trials and len(trials) >= _BACKLOG // 2:  # a flood: the rest comes with the next look
             latest = trials[-1].place
         changed: list[Event] = []
-        for name in self._views.names():
+        names = self._views.names()
+        for name in set(self._told) - set(names):
+            del self._told[name]
+            changed.append(Event(name, "deleted", latest, _text({"id": study_id(name), "study": name})))
+        for name in names:
             changed += self._changes(name, latest)
         return [*trials, *changed], latest
 

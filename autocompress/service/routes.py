@@ -182,7 +182,7 @@ LastId = Annotated[str | None, Header(alias="Last-Event-ID", max_length=30)]
 async def study_events(
     request: Request, name: Annotated[str, Depends(_known)], last_event_id: LastId = None
 ) -> AsyncIterator[ServerSentEvent]:
-    """What happens to a study: `trial`, `state`, `front`, `job` and `heartbeat`."""
+    """What happens to a study: `trial`, `state`, `front`, `job`, `deleted` and `heartbeat`."""
     async for event in service(request).hub.listen(name, _number(last_event_id)):
         yield event
 
@@ -271,6 +271,7 @@ def metrics(request: Request) -> Response:
         "jobs": {f'state="{state}"': count for state, count in parts.jobs.counts().items()},
         "studies": states,
         "trials": trials,
+        "job_memory_bytes": {f'job="{job}"': size for job, size in parts.scheduler.memory_bytes().items()},
         "event_streams": {"": parts.hub.open},
         "scheduler_alive": {"": float(parts.scheduler.alive)},
     }

@@ -1,4 +1,4 @@
-"""Changing things: start, cancel, resume and refine a search, and make a bundle of a point."""
+"""Changing things: start, cancel, resume, refine and delete a search, and make a bundle of a point."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from autocompress.service.admission import (
 )
 from autocompress.service.jobs import Busy, Job
 from autocompress.service.problems import Problem
+from autocompress.service.removal import remove_study
 from autocompress.service.routes import PROBLEMS, json_response
 from autocompress.service.schemas import ExportView, NewExport, NewStudy, Refinement, StudySummary
 from autocompress.service.state import Service, actor, service
@@ -131,6 +132,16 @@ def refine(request: Request, identifier: str, asked: Refinement) -> Response:
     )
     parts.note(request, "refine", name, job=job.id, of=origin, trial=asked.trial)
     return _started(parts, job)
+
+
+@router.delete("/studies/{identifier}", tags=["studies"], status_code=204, response_class=Response)
+def delete(request: Request, identifier: str) -> Response:
+    """Delete a study that neither waits nor runs, with its trials, files, logs and bundles. Nothing brings it back."""
+    parts = service(request)
+    name = parts.views.name_of(identifier)
+    gone = remove_study(parts.settings.workspace, name)
+    parts.note(request, "delete", name, trials=gone.trials, files=gone.files, bytes=gone.size_bytes)
+    return Response(status_code=204)
 
 
 @router.post("/studies/{identifier}/exports", tags=["exports"], status_code=202, responses={202: {"model": ExportView}})

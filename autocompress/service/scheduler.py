@@ -1,7 +1,8 @@
 """Runs the queue: takes jobs, starts a process group for each, keeps their leases, and ends what should end.
 
 One thread per server. It decides nothing about a search: a job's own process does, and records how it
-ended. What this records is what a dead process cannot: that it crashed, was cancelled, or lost its server.
+ended. What this records is what a dead process cannot: that it crashed, was cancelled, lost its server, or held
+more memory than a search may.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.errors import NotFoundError
+from autocompress.front.explain import format_bytes
 from autocompress.records import StudyState
 from autocompress.service.jobs import LEASE_S, Job, JobState, JobStore, server_name
-from autocompress.service.processes import Process
+from autocompress.service.processes import Process, memory_bytes
 from autocompress.service.settings import Settings
 from autocompress.study.store import StudyStore
 
 _POLL_S = 0.25
 _LOOK_S = 2.0  # between two looks at what other servers left
+_MEMORY_S = 1.0  # between two looks at the memory of a search; a look takes milliseconds
 _GRACE_S = 10.0  # from the polite end of a search to the other one
 _SECRETS = ("AUTOCOMPRESS_TOKEN",)
 _log = logging.getLogger("autocompress.service")
@@ -39,8 +42,11 @@ class _Running:
     popen: subprocess.Popen[bytes]
     process: Process
     renewed: float
+    weighed: float = 0.0
+    memory_bytes: int = 0
     asked_to_end: float | None = None
     killed: bool = False
+    error: str | None = None
 
 
 def job_command(workspace: Path, job: Job, server: str) -> list[str]:
@@ -87,6 +93,10 @@ class Scheduler:
     def alive(self) -> bool:
         """Whether the thread does its work."""
         return self._thread.is_alive()
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Memory of every search that runs here, by the id of its job, as it was at the last look."""
+        return {job: running.memory_bytes for job, running in list(self._running.items())}
 
     def _loop(self) -> None:
         while not (self._stopping.is_set() and not self._running):
@@ -147,7 +157,10 @@ class Scheduler:
                 _log.warning("job lost to another server", extra={"job": running.job.id})
                 running.process.end(signal.SIGKILL)
                 return
-        wanted = self._stopping.is_set() or self._cancel_requested(running.job)
+        if now - running.weighed > _MEMORY_S and running.asked_to_end is None:
+            running.weighed = now
+            self._weigh(running)
+        wanted = running.error is not None or self._stopping.is_set() or self._cancel_requested(running.job)
         if wanted and running.asked_to_end is None:
             running.asked_to_end = now
             running.process.end(signal.SIGTERM)
@@ -155,11 +168,25 @@ class Scheduler:
             running.killed = True
             running.process.end(signal.SIGKILL)
 
+    def _weigh(self, running: _Running) -> None:
+        """Decide to end a search that holds more than it may; else the system ends whatever process it likes."""
+        running.memory_bytes, limit = memory_bytes(running.process.pid), self._settings.max_memory_bytes
+        if limit is None or running.memory_bytes <= limit:
+            return
+        running.error = (
+            f"it held {format_bytes(running.memory_bytes)} of memory, where a search on this server may hold"
+            f" {format_bytes(limit)}; what it found is kept: resume it on a server with a larger --max-memory, or"
+            " start one with less data"
+        )
+        _log.warning("job too large", extra={"job": running.job.id, "bytes": running.memory_bytes, "limit": limit})
+
     def _record_end(self, running: _Running, code: int) -> None:
         job = self._jobs.get(running.job.id)
         if job is None or (job.attempt, job.server) != (running.job.attempt, self.server):
             return
-        if job.state is JobState.RUNNING:  # its process could not say how it ended
+        if job.state is JobState.RUNNING and running.error is not None and not job.cancel_requested:
+            job = self._jobs.end(job, JobState.FAILED, running.error) or job
+        elif job.state is JobState.RUNNING:  # its process could not say how it ended
             interrupted = running.asked_to_end is not None
             after = self._jobs.requeue(job, crashed=not interrupted, trials=self._trials(job.study))
             job = after or job

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.errors import UsageError
+from autocompress.measure.machine import cores, memory_bytes
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
@@ -23,6 +23,7 @@ class Settings:
         max_body_bytes: of a request that is no upload.
         min_free_bytes: free disk space below which nothing new is started or stored.
         max_budget_s: of one search.
+        max_memory_bytes: of one search with all its processes; None: no limit.
         max_exports: bundles that are kept; the oldest go first.
         max_streams: clients of the event stream at one time.
     """
@@ -39,6 +40,7 @@ class Settings:
     max_queue: int = 100
     min_free_bytes: int = 500_000_000
     max_budget_s: float = 7 * 86400.0
+    max_memory_bytes: int | None = None
     max_exports: int = 50
     max_streams: int = 200
 
@@ -74,4 +76,10 @@ def is_loopback(host: str) -> bool:
 
 def default_parallel() -> int:
     """Half the cores: two searches that train on the same core take nine times as long, not twice."""
-    return max(1, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) // 2)
+    return max(1, cores() // 2)
+
+
+def default_memory_bytes(parallel: int) -> int | None:
+    """Four fifths of the memory, divided among the searches that run side by side; the rest is the system's."""
+    total = memory_bytes()
+    return None if total is None else int(0.8 * total) // parallel

@@ -71,7 +71,7 @@ class Views:
         self._names: dict[str, str] = {}
         self._made: dict[tuple[str, str], tuple[str, str]] = {}
         self._making = threading.RLock()
-        self._trials: dict[str, _Trials] = {}
+        self._trials: dict[tuple[str, str], _Trials] = {}  # by name and day of creation: a name can come again
         self._snapshot: tuple[int, float, dict[str, StudyStatus], dict[str, Job]] | None = None
 
     def close(self) -> None:
@@ -101,14 +101,21 @@ class Views:
             if self._snapshot is None or self._snapshot[0] != version or now - self._snapshot[1] > 1.0:
                 statuses = {status.name: status for status in self.store.statuses()}
                 self._snapshot = (version, now, statuses, self._jobs.latest())
+                self._forget(set(self._views) - set(statuses))
             return self._snapshot[2], self._snapshot[3]
+
+    def _forget(self, deleted: set[str]) -> None:
+        for name in deleted:
+            del self._views[name]
+        for key in [key for key in self._made if key[0] in deleted]:
+            del self._made[key]
 
     def view(self, name: str) -> StudyView | None:
         """A study as it stands, or None for one that is only queued so far."""
         status = self.snapshot()[0].get(name)
         if status is None:
             return None
-        version = f"{status.revision}-{status.state}"
+        version = f"{status.created}-{status.revision}-{status.state}"
         with self._lock:
             kept = self._views.get(name)
             if kept is None or kept.version != version:
@@ -122,7 +129,7 @@ class Views:
         """Changes with everything that `summary` and `detail` say, time apart."""
         statuses, jobs = self.snapshot()
         status, job = statuses.get(name), jobs.get(name)
-        ours = f"{status.revision}-{status.state}-{status.stage}" if status else "-"
+        ours = f"{status.created}-{status.revision}-{status.state}-{status.stage}" if status else "-"
         if job is None:
             return ours
         return f"{ours}-{job.id}-{job.state}-{job.attempt}-{int(job.cancel_requested)}-{self._position(job) or 0}"
@@ -144,11 +151,12 @@ class Views:
     def _kept_trials(self, name: str) -> _Trials:
         view = self.view(name)
         version = view.version if view else ""
+        key = (name, view.record.created if view else "")
         with self._making:
-            kept = self._trials.pop(name, None) or _Trials(version="", place=0, by_number={}, texts={})
+            kept = self._trials.pop(key, None) or _Trials(version="", place=0, by_number={}, texts={})
             if kept.version != version:
                 kept = self._newer(name, version, kept)
-            self._trials[name] = kept  # now the one that was used last
+            self._trials[key] = kept  # now the one that was used last
             for oldest in list(self._trials)[:-_KEPT_STUDIES]:
                 del self._trials[oldest]
             return kept

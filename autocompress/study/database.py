@@ -68,6 +68,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE ac_model (id TEXT PRIMARY KEY, architecture TEXT NOT NULL, args TEXT NOT NULL,"
         " size_bytes INTEGER NOT NULL, tensors INTEGER NOT NULL, actor TEXT NOT NULL, created REAL NOT NULL)",
     ),
+    (
+        # Places in the order of writing are never given twice, also when a study is deleted: who watches would miss
+        # the trials that come after it. Only AUTOINCREMENT promises that.
+        "CREATE TABLE ac_trial_3 (place INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL,"
+        " number INTEGER NOT NULL, state TEXT NOT NULL, origin TEXT NOT NULL, val REAL, size_bytes INTEGER,"
+        " latency_ms REAL, record TEXT NOT NULL, UNIQUE (study, number))",
+        "INSERT INTO ac_trial_3 SELECT rowid, * FROM ac_trial ORDER BY rowid",
+        "DROP TABLE ac_trial",
+        "ALTER TABLE ac_trial_3 RENAME TO ac_trial",
+        "CREATE INDEX ac_trial_front ON ac_trial (study, state, number, val, size_bytes, latency_ms)",
+    ),
 )
 
 
@@ -208,6 +219,23 @@ def open_optuna_storage(path: Path) -> RDBStorage:
     # Connections made before the listeners were there would keep SQLite's defaults.
     storage.engine.dispose()
     return storage
+
+
+def remove_optuna_study(path: Path, name: str) -> None:
+    """Remove a study from Optuna's tables; nothing happens if it is not there."""
+    with Database(path.parent).read() as connection:  # making the tables takes longer than asking
+        tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone()
+        known = tables and connection.execute("SELECT 1 FROM studies WHERE study_name = ?", (name,)).fetchone()
+    if not known:
+        return
+    import optuna
+
+    with explained(path):
+        storage = open_optuna_storage(path)
+        try:
+            optuna.delete_study(study_name=name, storage=storage)
+        finally:
+            storage.engine.dispose()
 
 
 def file_system(folder: Path) -> str | None:

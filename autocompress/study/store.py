@@ -283,9 +283,13 @@ class StudyStore:
             connection.execute("UPDATE ac_study SET revision = revision + 1 WHERE name = ?", (name,))
 
     def last_written(self) -> int:
-        """Place in the order of writing of the trial that was stored last, of any study; 0 before the first."""
+        """Place in the order of writing of the trial that was stored last, of any study; 0 before the first.
+
+        It never falls: a place is given once, also when what was written there is deleted.
+        """
         with self._database.read() as connection:
-            return int(connection.execute("SELECT max(rowid) FROM ac_trial").fetchone()[0] or 0)
+            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'ac_trial'").fetchone()
+        return int(row["seq"]) if row else 0
 
     def written_since(
         self, place: int, *, upto: int | None = None, name: str | None = None, limit: int = 1000
@@ -294,13 +298,13 @@ class StudyStore:
 
         A trial that is stored again moves to the end.
         """
-        query = "SELECT rowid, study, record FROM ac_trial WHERE rowid > ? AND rowid <= ?"
+        query = "SELECT place, study, record FROM ac_trial WHERE place > ? AND place <= ?"
         values: list[object] = [place, 2**62 if upto is None else upto]
         if name is not None:
             query, values = f"{query} AND study = ?", [*values, name]
         with self._database.read() as connection:
-            rows = connection.execute(f"{query} ORDER BY rowid LIMIT ?", (*values, limit)).fetchall()
-        return [(row["rowid"], row["study"], TrialRecord.from_dict(json.loads(row["record"]))) for row in rows]
+            rows = connection.execute(f"{query} ORDER BY place LIMIT ?", (*values, limit)).fetchall()
+        return [(row["place"], row["study"], TrialRecord.from_dict(json.loads(row["record"]))) for row in rows]
 
     def counts(self, name: str) -> dict[TrialState, int]:
         """Trials per state, without reading them."""

@@ -19,7 +19,10 @@ from autocompress.study.store import StudyStore
 
 TRIALS = int(os.environ.get("FAKE_TRIALS", "30"))
 # Dies with its parent, as the engine's worker does, and is in another process group.
-WORKER = "import os, time\nparent = os.getppid()\nwhile os.getppid() == parent: time.sleep(0.1)"
+WORKER = (
+    "import os, time\nparent, held = os.getppid(), b'x' * int(os.environ.get('FAKE_BYTES', '0'))\n"
+    "while os.getppid() == parent: time.sleep(0.1)"
+)
 
 
 def search_study(config, *, workspace, base, listener):

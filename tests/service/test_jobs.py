@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from autocompress.measure import machine
 from autocompress.service.jobs import (
     MAX_CRASHES,
     Busy,
@@ -19,7 +20,8 @@ from autocompress.service.jobs import (
     server_is_gone,
     server_name,
 )
-from autocompress.service.processes import Process, descendants
+from autocompress.service.processes import Process, descendants, memory_bytes
+from autocompress.service.settings import default_memory_bytes
 
 SPEC = {"config": {"search": {"budget": 60.0}}, "base": None}
 HERE = server_name()
@@ -170,6 +172,39 @@ def test_two_hundred_jobs_are_claimed_once_by_three_processes(tmp_path):
     claimed = [line for process in started for line in process.communicate()[0].split()]
     store.close()
     assert len(claimed) == len(set(claimed)) == 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which is not here")
+def test_the_memory_of_a_search_is_that_of_all_its_processes():
+    child = "held = b'x' * 150_000_000; print(flush=True); input()"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', {child!r}])"
+    before = memory_bytes(os.getpid())
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert 150_000_000 < memory_bytes(process.pid) < 190_000_000
+        assert memory_bytes(os.getpid()) > before + 140_000_000, "what a child started counts as well"
+        process.communicate(b"\n")
+    assert memory_bytes(process.pid) == 0
+
+
+def test_a_search_may_hold_its_share_of_the_memory_by_default(monkeypatch):
+    total = machine.memory_bytes()
+    assert total is not None
+    assert 100e6 < total < 1e15
+    monkeypatch.setattr("autocompress.service.settings.memory_bytes", lambda: 10_000_000_000)
+    assert [default_memory_bytes(parallel) for parallel in (1, 2)] == [8_000_000_000, 4_000_000_000]
+    monkeypatch.setattr("autocompress.service.settings.memory_bytes", lambda: None)
+    assert default_memory_bytes(1) is None, "where the machine does not tell, there is no limit"
+
+
+def test_a_container_may_give_less_memory_than_the_machine_has(tmp_path, monkeypatch):
+    (tmp_path / "max").write_text("max\n")
+    (tmp_path / "less").write_text("123456789\n")
+    monkeypatch.setattr(machine, "_CONTAINER_LIMITS", (tmp_path / "max", tmp_path / "less", tmp_path / "none"))
+    assert machine.memory_bytes() == 123_456_789
 
 
 def test_a_process_is_not_mistaken_for_a_later_one_of_its_number():

@@ -18,16 +18,23 @@ from autocompress import cli
 from autocompress.service.client import Client
 
 
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    monkeypatch.setenv("FAKE_TRIALS", "5")
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """With one finished study; what a test starts there has a name of its own."""
+    workspace = tmp_path_factory.mktemp("remote") / "runs"
+    write_example(workspace)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAKE_TRIALS", "5")
+        patch.syspath_prepend(str(Path(__file__).parents[1]))
+        patch.syspath_prepend(str(Path(__file__).parent))
+        with serving(workspace, fake_search) as served:
+            yield served
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOCOMPRESS_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    write_example(tmp_path / "runs")
-    with serving(tmp_path / "runs", fake_search) as served:
-        yield served
 
 
 def call(server, *arguments: str) -> int:
@@ -44,8 +51,8 @@ def test_a_server_says_what_the_workspace_says(server, capsys, verb):
 
 def test_the_list_and_the_devices_are_those_of_the_server(server, capsys):
     assert call(server, "list", "--json") == 0
-    (row,) = json.loads(capsys.readouterr().out)["studies"]
-    assert (row["study"], row["state"], row["trials"]["total"]) == ("digits", "finished", 6)
+    rows = {row["study"]: row for row in json.loads(capsys.readouterr().out)["studies"]}
+    assert (rows["digits"]["state"], rows["digits"]["trials"]["total"]) == ("finished", 6)
     assert call(server, "devices", "--json") == 0
     assert json.loads(capsys.readouterr().out)["devices"][0]["name"] == "local"
     assert call(server, "list") == 0
@@ -129,9 +136,7 @@ def test_weights_beside_a_study_file_are_sent_with_it(server, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("verb", ["search", "list", "front", "show", "export", "cancel", "resume", "devices"])
-def test_no_server_gives_5(verb, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AUTOCOMPRESS_TOKEN", TOKEN)
+def test_no_server_gives_5(verb, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -47,6 +47,14 @@ def test_nothing_is_changed_without_the_token(server, method):
     assert server.get("/api/v1/studies?name=digits").json["items"][0]["job"] is None
 
 
+def test_a_study_is_deleted_by_nobody_without_the_token_and_from_no_other_page(server, study):
+    assert server.send("DELETE", study, token=None).status in (401, 403)
+    foreign = {**cookie(server), "Origin": "http://evil.example"}
+    for headers in (cookie(server), foreign, {**foreign, "Sec-Fetch-Site": "cross-site"}):
+        assert server.send("DELETE", study, token=None, headers=headers).status == 403
+    assert server.get(study).status == 200
+
+
 def test_a_token_in_the_address_is_good_for_the_login_page_alone(server):
     assert server.get(f"/api/v1/studies?token={TOKEN}", token=None).status == 401
 
@@ -367,7 +375,7 @@ def test_no_page_of_swagger_is_served_from_elsewhere(server):
 
 
 def test_methods_that_were_not_thought_of_are_refused(server, study):
-    for method in ("PUT", "DELETE", "PATCH", "TRACE", "CONNECT"):
+    for method in ("PUT", "PATCH", "TRACE", "CONNECT"):
         assert server.send(method, study).status in (400, 403, 404, 405), method
 
 

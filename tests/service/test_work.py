@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import time
 import zipfile
@@ -25,7 +26,8 @@ def fake_search(workspace, job, server):
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def searching(tmp_path, monkeypatch):
+    """A server whose searches are stand-ins; `server`, which all tests share, starts none."""
     monkeypatch.setenv("FAKE_TRIALS", "8")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
@@ -44,18 +46,18 @@ def state(server, summary) -> str:
     return server.get(f"/api/v1/studies/{summary['id']}").json["state"]
 
 
-def test_a_search_goes_from_the_queue_to_its_end(server):
-    made = server.post("/api/v1/studies", {"builtin": "digits", "budget": "1m", "set": {"search.max_drop": 0.02}})
+def test_a_search_goes_from_the_queue_to_its_end(searching):
+    made = searching.post("/api/v1/studies", {"builtin": "digits", "budget": "1m", "set": {"search.max_drop": 0.02}})
     assert made.status == 201
     assert made.json["study"] == "digits"
     assert made.json["state"] in ("queued", "running")
-    wait_for(lambda: state(server, made.json) == "finished", seconds=60, what="the end")
-    detail = server.get(made.headers["location"]).json
+    wait_for(lambda: state(searching, made.json) == "finished", seconds=60, what="the end")
+    detail = searching.get(made.headers["location"]).json
     assert detail["config"]["search"]["max_drop"] == 0.02
     assert detail["budget_s"] == 60.0
     assert detail["trials"]["total"] == 8
     assert detail["job"]["state"] == "finished"
-    assert [e["action"] for e in server.get("/api/v1/audit").json["items"]] == ["create"]
+    assert [e["action"] for e in searching.get("/api/v1/audit").json["items"]] == ["create"]
 
 
 def test_names_are_made_unless_they_are_given(idle):
@@ -108,29 +110,29 @@ def test_a_request_that_is_sent_again_starts_nothing(idle):
         ({"study_file": '[search]\nbudget = "x"\nseed = -1'}, "search.seed"),
     ],
 )
-def test_a_wrong_value_is_told_at_its_field(idle, body, field):
-    answer = idle.post("/api/v1/studies", body)
+def test_a_wrong_value_is_told_at_its_field(server, body, field):
+    answer = server.post("/api/v1/studies", body)
     assert answer.status == 422
     assert field in [error["field"] for error in answer.json["errors"]]
 
 
-def test_a_search_is_cancelled_within_seconds_and_goes_on_where_it_was(server, monkeypatch):
+def test_a_search_is_cancelled_within_seconds_and_goes_on_where_it_was(searching, monkeypatch):
     monkeypatch.setenv("FAKE_TRIALS", "400")
-    made = server.post("/api/v1/studies", {"builtin": "digits"}).json
+    made = searching.post("/api/v1/studies", {"builtin": "digits"}).json
     address = f"/api/v1/studies/{made['id']}"
-    wait_for(lambda: server.get(address).json["trials"]["total"] >= 3, seconds=60, what="the third trial")
-    asked = server.post(f"{address}/cancel", token=OTHER)
+    wait_for(lambda: searching.get(address).json["trials"]["total"] >= 3, seconds=60, what="the third trial")
+    asked = searching.post(f"{address}/cancel", token=OTHER)
     assert asked.status == 200
-    wait_for(lambda: server.get(address).json["state"] == "cancelled", seconds=15, what="the end")
-    kept = server.get(address).json["trials"]["total"]
+    wait_for(lambda: searching.get(address).json["state"] == "cancelled", seconds=15, what="the end")
+    kept = searching.get(address).json["trials"]["total"]
     assert kept >= 3
-    assert server.post(f"{address}/cancel").status == 409
+    assert searching.post(f"{address}/cancel").status == 409
     monkeypatch.setenv("FAKE_TRIALS", str(kept + 2))
-    assert server.post(f"{address}/resume").status == 201
-    wait_for(lambda: server.get(address).json["state"] == "finished", seconds=60, what="the end of the rest")
-    assert server.get(address).json["trials"]["total"] == kept + 2
-    assert server.post(f"{address}/resume").status == 409
-    entries = server.get("/api/v1/audit").json["items"]
+    assert searching.post(f"{address}/resume").status == 201
+    wait_for(lambda: searching.get(address).json["state"] == "finished", seconds=60, what="the end of the rest")
+    assert searching.get(address).json["trials"]["total"] == kept + 2
+    assert searching.post(f"{address}/resume").status == 409
+    entries = searching.get("/api/v1/audit").json["items"]
     assert [(e["action"], e["actor"]) for e in entries] == [("resume", "owner"), ("cancel", "ann"), ("create", "owner")]
 
 
@@ -161,6 +163,41 @@ def test_a_search_that_dies_again_and_again_fails_with_the_reason(tmp_path):
     assert "died 3 times in a row" in found["error"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which is not here")
+def test_a_search_that_holds_too_much_memory_fails_with_its_trials_kept_and_can_go_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_TRIALS", "400")
+    monkeypatch.setenv("FAKE_BYTES", "400_000_000")  # in the process that trains, which is in another group
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with serving(tmp_path, fake_search, max_memory_bytes=300_000_000) as server:
+        made = server.post("/api/v1/studies", {"builtin": "digits"})
+        at = made.headers["location"]
+        wait_for(lambda: server.get(at).json["state"] == "failed", seconds=60, what="the end")
+        found = server.get(at).json
+        told = re.fullmatch(
+            r"it held (\d+) MB of memory, where a search on this server may hold 300 MB; what it found is kept:"
+            r" resume it on a server with a larger --max-memory, or start one with less data", found["error"]
+        )  # fmt: skip
+        assert told, found["error"]
+        assert 300 < int(told[1]) < 700, "as soon as it was too much"
+        assert found["job"]["attempt"] == 1, "it is not tried again: it would be the same"
+        kept = found["trials"]["total"]
+        assert kept == len((tmp_path / "trials.log").read_text().splitlines()) > 0
+        assert not [p for p in Path("/proc").glob("[0-9]*/cwd") if _leads_to(p, tmp_path)], "its worker is gone, too"
+        monkeypatch.setenv("FAKE_BYTES", "0")
+        monkeypatch.setenv("FAKE_TRIALS", str(kept + 2))
+        assert server.post(f"{at}/resume").status == 201
+        wait_for(lambda: server.get(at).json["state"] == "finished", seconds=60, what="the end of the rest")
+        assert server.get(at).json["trials"]["total"] == kept + 2
+
+
+def _leads_to(link: Path, folder: Path) -> bool:
+    try:
+        return link.readlink() == folder
+    except OSError:
+        return False
+
+
 def test_a_refined_search_stays_near_the_trial_it_began_with(tmp_path):
     from dataclasses import replace
 
@@ -188,12 +225,12 @@ def test_a_refined_search_stays_near_the_trial_it_began_with(tmp_path):
 # -- events
 
 
-def test_events_tell_every_trial_once_also_over_a_lost_connection(server, monkeypatch):
+def test_events_tell_every_trial_once_also_over_a_lost_connection(searching, monkeypatch):
     monkeypatch.setenv("FAKE_TRIALS", "25")
-    made = server.post("/api/v1/studies", {"builtin": "digits"}).json
+    made = searching.post("/api/v1/studies", {"builtin": "digits"}).json
     address, told, last = f"/api/v1/studies/{made['id']}/events", [], "0"
     while not told or told[-1] < 24:
-        with server.stream(address, {"Last-Event-ID": last}) as events:
+        with searching.stream(address, {"Last-Event-ID": last}) as events:
             for kind, identity, data in events:
                 last = identity or last
                 if kind == "trial":
@@ -201,7 +238,7 @@ def test_events_tell_every_trial_once_also_over_a_lost_connection(server, monkey
                     if len(told) % 4 == 0 or told[-1] == 24:
                         break
     assert told == list(range(25)), "each once, and in order"
-    with server.stream(address) as events:
+    with searching.stream(address) as events:
         assert {next(events)[0] for _ in range(3)} == {"state", "job", "front"}
 
 
@@ -225,14 +262,13 @@ def test_somebody_who_was_away_gets_all_that_was_missed(tmp_path):
 
 
 @pytest.mark.parametrize("last", ["x", "-1", "1" * 25, "99999"])
-def test_a_strange_last_id_is_no_id(tmp_path, last):
-    write_example(tmp_path)
-    with serving(tmp_path) as server, server.stream("/api/v1/events", {"Last-Event-ID": last}) as events:
+def test_a_strange_last_id_is_no_id(server, last):
+    with server.stream("/api/v1/events", {"Last-Event-ID": last}) as events:
         assert next(events)[0] == "state"
 
 
-def test_a_stream_of_an_unknown_study_is_refused_before_it_begins(idle):
-    assert idle.get("/api/v1/studies/s0000000000000000/events").status == 404
+def test_a_stream_of_an_unknown_study_is_refused_before_it_begins(server):
+    assert server.get("/api/v1/studies/s0000000000000000/events").status == 404
 
 
 # -- taking away

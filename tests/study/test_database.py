@@ -73,6 +73,26 @@ def test_a_new_step_is_applied_to_an_older_database(tmp_path, monkeypatch):
             refused(tmp_path, readonly=readonly)
 
 
+def test_trials_of_an_older_database_keep_their_places_and_no_place_is_given_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(database_module, "MIGRATIONS", MIGRATIONS[:2])
+    older = Database(tmp_path)
+    insert = "INSERT OR REPLACE INTO ac_trial (study, number, state, origin, record) VALUES ('digits', ?, 's', 'o', ?)"
+    with older.write() as connection:
+        for number in (0, 1, 2, 1):  # the second trial was stored again: it moved to the end
+            connection.execute(insert, (number, "{}"))
+    older.close()
+    monkeypatch.undo()
+    newer = Database(tmp_path)
+    with newer.write() as connection:
+        places = [tuple(row) for row in connection.execute("SELECT place, number FROM ac_trial ORDER BY place")]
+        connection.execute("DELETE FROM ac_trial")
+        connection.execute(insert, (7, "{}"))
+        (later,) = connection.execute("SELECT place FROM ac_trial").fetchone()
+    newer.close()
+    assert places == [(1, 0), (3, 2), (4, 1)]
+    assert later == 5
+
+
 def test_the_database_is_in_wal_mode(database):
     with sqlite3.connect(database.path) as raw:
         assert raw.execute("PRAGMA journal_mode").fetchone() == ("wal",)
