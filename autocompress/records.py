@@ -141,8 +141,8 @@ class TrialRecord(Record):
 
     Attributes:
         trial: number in the study, from 0.
-        origin: "baseline", "anchor" (the plans everybody would try), "search", "final" (trained longer) or
-            "soup" (the mean of several networks' weights).
+        origin: "baseline", "anchor" (the plans everybody would try), "search", "final" (trained longer),
+            "variant" (a trained network with other bits) or "soup" (the mean of several networks' weights).
         parent: the trial whose weights this one started from; None: the teacher's.
         trained_s: seconds of training in its weights, those of its parents included.
         trained_samples: that those trainings have seen.

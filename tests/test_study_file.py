@@ -16,7 +16,7 @@ from autocompress.study_file import environment_overrides, find_study, study_tem
 
 def test_a_built_in_has_no_folder_of_its_own_and_a_file_has(tmp_path):
     config, base = find_study("digits", overrides=(), workspace=tmp_path)
-    assert (config.name, config.data.factory, base) == ("digits", "digits", None)
+    assert (config.name, config.data.factory, base) == ("digits", "placed_digits", None)
     path = tmp_path / "mine.toml"
     path.write_text("[search]\nbudget = '1m'\n")
     config, base = find_study(str(path), overrides=("search.seed=1", "search.seed=2"), workspace=tmp_path)

@@ -34,7 +34,7 @@ from autocompress.study.store import STUDY_NAME
 
 MAX_FILE_CHARS = 64_000
 MAX_DOTS = 64
-DATA_SETS = ("digits", "fashion_mnist", "cifar10", "languages", "diabetes")  # those that take no path
+DATA_SETS = ("digits", "placed_digits", "fashion_mnist", "cifar10", "languages", "diabetes")  # those that take no path
 _BITS = (2, 3, 4, 8, 16, 32)
 UPLOADED = "model:"
 # Keys that hold numbers, switches, or names out of a list of our own; the others are looked at one by one below.

@@ -15,6 +15,7 @@ from autocompress.search.stopping import MIN_GAIN, Rival
 from autocompress.search.surrogate import training_factor
 from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.requests import Examination
+from autocompress.study.variants import best_variant
 
 if TYPE_CHECKING:
     from autocompress.study.driver import Driver
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is not worth its overhead
 _MOST = 12
 _BEYOND = 0.1  # what a gain beyond the allowed drop is worth
+_VARIANTS = 0.3  # of the last stage's time is for other roundings of what was trained
+_VARIANT_TRAINING = 0.5  # of a trial's
 _MARGIN_S = 1.0
 _TEACHERS, _IN_SOUP = 2, 4
 _ALIKE = 0.01  # a network that is worse by more spoils a soup
@@ -32,7 +35,7 @@ def finalise(driver: Driver) -> None:
     """Spend what is left of the budget on the front, then measure it once more."""
     while not driver.at_limit and (chosen := _next_to_train(driver)) is not None:
         parent, seconds = chosen
-        deadline = driver.end - _reserve_s(driver)
+        deadline = driver.end - _reserve_s(driver) - _variants_s(driver)
         driver.say(f"training trial {parent.trial} for another {seconds:.0f} s")
         driver.evaluate(
             parent.plan,
@@ -45,6 +48,7 @@ def finalise(driver: Driver) -> None:
         )
     if driver.config.search.soup:
         _make_soups(driver)
+    _round_otherwise(driver)
     _examine(driver)
 
 
@@ -60,7 +64,7 @@ def candidates(rivals: list[Rival]) -> list[int]:
 
 def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
     """The trial that is trained further next, and for how many seconds: an equal share of the time that is left."""
-    left = driver.end - _reserve_s(driver) - time.monotonic()
+    left = driver.end - _reserve_s(driver) - _variants_s(driver) - time.monotonic()
     each_at_least = _AT_LEAST * driver.schedule.train_s + driver.overhead_s()
     done = sum(t.origin == "final" for t in driver.trials)
     count = min(_MOST - done, int(left / each_at_least))
@@ -137,6 +141,28 @@ def soups(rivals: list[Rival]) -> list[list[Rival]]:
         if len(near) > 1 and any(r.trial in on_front for r in near):
             found.append(near[:_IN_SOUP])
     return found
+
+
+def _round_otherwise(driver: Driver) -> None:
+    """Try other roundings of the front's networks, the most promising first, as far as time goes."""
+    if driver.config.search.sampler == "sweep":
+        return
+    seconds = _VARIANT_TRAINING * driver.schedule.train_s
+    while not driver.at_limit:
+        deadline = driver.end - _reserve_s(driver)
+        if time.monotonic() + seconds + driver.overhead_s() > deadline:
+            return
+        variant = best_variant(driver.space, driver.trials, list(driver.rivals()))
+        if variant is None:
+            return
+        driver.say(f"rounding trial {variant.parent} otherwise")
+        parent = next(t for t in driver.trials if t.trial == variant.parent)
+        driver.evaluate(variant.plan, origin="variant", train_s=seconds, deadline=deadline, parent=parent)
+
+
+def _variants_s(driver: Driver) -> float:
+    """Seconds that are kept for other roundings."""
+    return 0.0 if driver.config.search.sampler == "sweep" else _VARIANTS * driver.schedule.final_s
 
 
 def _reserve_s(driver: Driver) -> float:

@@ -24,6 +24,7 @@ from autocompress.errors import UsageError
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
+_DIGIT = 8  # pixels
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # Mean and standard deviation per channel of the training images, pixels scaled to [0, 1].
 DIGITS_STATS = ((0.3053,), (0.3760,))
@@ -49,16 +50,52 @@ def digits() -> Pairs:
 
     The split is stratified and always the same, so that studies with different seeds can be compared.
     """
+    images, labels, parts = _digits(held_out=350)
+    return {name: _standardised_digits(images[rows], labels[rows]) for name, rows in parts.items()}
+
+
+def placed_digits(*, field: int = 12, places: int = 5) -> Pairs:
+    """The same digits, each at a random place of an empty field: inputs [n, 1, field, field], 10 classes.
+
+    A network has to find the digit before it can read it, which is what a network of 5 kB is too small for. Each of
+    the 600 val and 600 test digits is there once, so that samples are independent; each of the 597 train digits is
+    there at `places` places. Split and places are always the same.
+
+    Args:
+        field: height and width in pixels, at least 8.
+        places: of each training image, at least 1.
+    Raises:
+        UsageError: a field that no digit fits into, or no place at all.
+    """
+    if field < _DIGIT or places < 1:
+        raise UsageError(f"placed_digits needs field >= {_DIGIT} and places >= 1, got {field} and {places}")
+    images, labels, parts = _digits(held_out=600)
+    random = np.random.default_rng(0)
+    found = {}
+    for name, rows in parts.items():
+        rows = np.tile(rows, places if name == "train" else 1)
+        corners = random.integers(0, field - _DIGIT + 1, (len(rows), 2))
+        fields = np.zeros((len(rows), field, field), np.float32)
+        for image, row, (top, left) in zip(fields, rows, corners, strict=True):
+            image[top : top + _DIGIT, left : left + _DIGIT] = images[row]
+        found[name] = _standardised_digits(fields, labels[rows])
+    return found
+
+
+def _digits(*, held_out: int) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+    """Images [n, 8, 8] in [0, 1], labels [n], and the rows of each split: `held_out` for val and as many for test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    rest, test = train_test_split(np.arange(len(labels)), test_size=350, stratify=labels, random_state=0)
-    train, val = train_test_split(rest, test_size=350, stratify=labels[rest], random_state=0)
-    pixels = torch.from_numpy(images.astype(np.float32)).view(-1, 1, 8, 8) / 16
-    inputs, targets = standardise_(pixels, DIGITS_STATS), torch.from_numpy(labels.astype(np.int64))
-    parts = {"train": train, "val": val, "test": test}
-    return {name: (inputs[index], targets[index]) for name, index in parts.items()}
+    rest, test = train_test_split(np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=0)
+    train, val = train_test_split(rest, test_size=held_out, stratify=labels[rest], random_state=0)
+    pixels = images.reshape(-1, _DIGIT, _DIGIT).astype(np.float32) / 16
+    return pixels, labels.astype(np.int64), {"train": train, "val": val, "test": test}
+
+
+def _standardised_digits(images: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    return standardise_(torch.from_numpy(images)[:, None].clone(), DIGITS_STATS), torch.from_numpy(labels)
 
 
 def fashion_mnist(*, download: bool = False) -> Pairs:
@@ -125,6 +162,7 @@ def imagefolder(*, path: str, size: int = 224, base: Path | None = None) -> Pair
 
 BUILTIN_IMAGES: Mapping[str, Callable[..., Pairs]] = {
     "digits": digits,
+    "placed_digits": placed_digits,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
     "imagefolder": imagefolder,

@@ -14,6 +14,7 @@ from autocompress.records import TrialRecord, TrialState
 from autocompress.search.stopping import Rival
 from autocompress.study import finalise
 from autocompress.study.finalise import candidates, prospect, soups
+from autocompress.study.variants import Variant
 
 
 def rival(number: int, drop: float, size: float, latency: float) -> Rival:
@@ -104,3 +105,28 @@ def test_the_two_most_accurate_trained_networks_teach_along(monkeypatch):
     trained = [shaped(1, 0.03, 0.7), shaped(2, 0.01, 0.5), shaped(3, 0.02, 0.6)]
     driver, _ = driver_of([dense, *trained], seconds=60.0, monkeypatch=monkeypatch)
     assert [t.trial for t in finalise._teachers(driver)] == [2, 3]
+
+
+def test_other_roundings_are_tried_from_their_parents_weights_while_there_is_time(monkeypatch):
+    plan = CompressionPlan(prune_ratio={"a": 0.5}, weight_bits={"a": 2})
+    found = iter([Variant(plan=plan, parent=1, gain=0.1), None])
+    monkeypatch.setattr(finalise, "best_variant", lambda *_: next(found))
+    driver, asked = driver_of([shaped(1, 0.01, 0.5)], seconds=60.0, monkeypatch=monkeypatch)
+    driver.config, driver.schedule, driver.space = config("front"), SimpleNamespace(train_s=4.0, final_s=30.0), None
+    finalise._round_otherwise(driver)
+    ((tried, more),) = asked
+    assert (tried, more["origin"], more["parent"].trial, more["train_s"]) == (plan, "variant", 1, 2.0)
+    assert next(found, "asked until there was none") == "asked until there was none"
+
+
+@pytest.mark.parametrize(("sampler", "seconds"), [("sweep", 60.0), ("front", 3.5)])
+def test_a_sweep_has_no_other_roundings_and_neither_has_a_study_without_time(monkeypatch, sampler, seconds):
+    driver, asked = driver_of([shaped(1, 0.01, 0.5)], seconds=seconds, monkeypatch=monkeypatch)
+    driver.config, driver.schedule, driver.space = config(sampler), SimpleNamespace(train_s=4.0, final_s=30.0), None
+    monkeypatch.setattr(finalise, "best_variant", lambda *_: pytest.fail("nothing is to be proposed"))
+    finalise._round_otherwise(driver)
+    assert asked == []
+
+
+def config(sampler: str) -> Any:
+    return SimpleNamespace(search=SimpleNamespace(sampler=sampler))

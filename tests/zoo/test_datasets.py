@@ -13,7 +13,15 @@ from PIL import Image
 
 from autocompress.errors import UsageError
 from autocompress.zoo import datasets
-from autocompress.zoo.datasets import DEBIAN_FASHION_MNIST, cifar10, digits, fashion_mnist, imagefolder, read_idx
+from autocompress.zoo.datasets import (
+    DEBIAN_FASHION_MNIST,
+    cifar10,
+    digits,
+    fashion_mnist,
+    imagefolder,
+    placed_digits,
+    read_idx,
+)
 
 NAMES = {
     "train-images-idx3-ubyte": (6, 28, 28),
@@ -85,6 +93,33 @@ def test_digits_are_stratified_and_every_sample_is_in_one_split() -> None:
 def test_digits_are_the_same_every_time() -> None:
     first, second = digits(), digits()
     assert all(torch.equal(first[name][0], second[name][0]) for name in first)
+
+
+def test_placed_digits_are_whole_digits_somewhere_on_an_empty_field() -> None:
+    pairs = placed_digits()
+    assert {name: tuple(x.shape) for name, (x, _) in pairs.items()} == {
+        "train": (5 * 597, 1, 12, 12),
+        "val": (600, 1, 12, 12),
+        "test": (600, 1, 12, 12),
+    }
+    known = {x.numpy().tobytes(): int(y) for xs, ys in digits().values() for x, y in zip(xs, ys, strict=True)}
+    used: dict[str, set[bytes]] = {}
+    for name, (inputs, targets) in pairs.items():
+        for image, target in zip(inputs, targets, strict=True):
+            windows = image[0].unfold(0, 8, 1).unfold(1, 8, 1).reshape(-1, 8, 8)
+            own = next(w for w in windows if w.clone().numpy().tobytes() in known)
+            assert known[own.clone().numpy().tobytes()] == int(target)
+            assert float(image.sum() - own.sum()) == pytest.approx(-(144 - 64) * 0.3053 / 0.3760, abs=1e-2)
+            used.setdefault(name, set()).add(own.clone().numpy().tobytes())
+    assert {name: len(images) for name, images in used.items()} == {"train": 597, "val": 600, "test": 600}
+    assert len(set.union(*used.values())) == 1797
+    assert all(torch.equal(x, placed_digits()[name][0]) for name, (x, _) in pairs.items())
+
+
+@pytest.mark.parametrize(("field", "places"), [(7, 1), (12, 0)])
+def test_a_digit_needs_a_field_that_it_fits_into_and_a_place(field: int, places: int) -> None:
+    with pytest.raises(UsageError, match="placed_digits needs field >= 8 and places >= 1"):
+        placed_digits(field=field, places=places)
 
 
 @pytest.mark.parametrize("subfolder", [".", "fashion-mnist", "FashionMNIST/raw"])
