@@ -15,7 +15,7 @@ function showHead(point) {
   badge.hidden = false;
   byId("place").textContent = point.on_front ? "on the front" : point.state === "complete" ? "dominated: another file is at least as good in everything" : "";
   byId("headline").textContent = point.words ? `${format.capital(point.words)}.` : `Trial ${trial} ended early`;
-  const origins = { baseline: "The dense model, as it was exported.", anchor: "One of the plans that everybody would try.", search: "Proposed by the search.", final: "Trained longer by the last stage." };
+  const origins = { baseline: "The dense model, as it was exported.", anchor: "One of the plans that everybody would try.", search: "Proposed by the search.", final: "Trained longer by the last stage.", variant: "A trained network with other bits, tried by the last stage.", soup: "The mean of several trained networks." };
   byId("lead").textContent = `${origins[point.origin] ?? point.origin}${point.parent === null ? "" : ` It started from the weights of trial ${point.parent}.`}`;
   byId("message").hidden = !point.reason;
   byId("message").textContent = format.capital(point.reason);
