@@ -316,7 +316,11 @@ def test_front_rows_of_twenty_thousand_trials_take_far_less_than_a_second(store)
     text = json.dumps(make_trial(0).to_dict())
     with sqlite3.connect(store.path) as raw:
         rows = ((n, 0.5 + n * 1e-6, 1000 + n, 0.1, text) for n in range(1, 20_000))
-        raw.executemany("INSERT INTO ac_trial VALUES ('digits', ?, 'complete', 'search', ?, ?, ?, ?)", rows)
+        raw.executemany(
+            "INSERT INTO ac_trial (study, number, state, origin, val, size_bytes, latency_ms, record)"
+            " VALUES ('digits', ?, 'complete', 'search', ?, ?, ?, ?)",
+            rows,
+        )
     raw.close()
     start = time.perf_counter()
     rows = store.front_rows("digits")
