@@ -79,6 +79,8 @@ class CompressionPlan:
         sparsity: share of single weights that are zero, 0 <= share < 1; it makes the zipped file smaller.
         sparsity_kind: how they are chosen; "2:4" keeps two of every four inputs, whatever a share above 0 says.
         levels: which values the weights of layers with 2 to 6 bits may take; at 1 bit there are only two.
+        rank_ratio: share of a layer's weights or multiplications that two factors of low rank save, 0 <= ratio < 1,
+            whichever they save less of; a layer that is not named stays whole, and so does one that is too narrow.
     """
 
     prune_ratio: Mapping[str, float] = field(default_factory=dict)
@@ -91,6 +93,7 @@ class CompressionPlan:
     levels: Levels = "uniform"
     sparsity: float = 0.0
     sparsity_kind: SparsityKind = "magnitude"
+    rank_ratio: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "removed_blocks", _block_names(self.removed_blocks))
@@ -99,6 +102,9 @@ class CompressionPlan:
                 raise ValueError(
                     f"prune_ratio for {group!r} must be in [0, 1), got {ratio}; 1.0 would remove every channel"
                 )
+        for layer, ratio in self.rank_ratio.items():
+            if not 0 <= ratio < 1:
+                raise ValueError(f"rank_ratio for {layer!r} must be in [0, 1), got {ratio}; 1.0 would leave no weight")
         for layer, bits in self.weight_bits.items():
             if bits not in WEIGHT_BITS:
                 raise ValueError(f"weight_bits for {layer!r} must be one of {WEIGHT_BITS}, got {bits}")
@@ -118,7 +124,8 @@ class CompressionPlan:
     @property
     def trains(self) -> bool:
         """Whether recovery can help: something was removed or zeroed, or some weights have fewer than 8 bits."""
-        removed = bool(self.removed_blocks) or any(r > 0 for r in self.prune_ratio.values())
+        ratios = (*self.prune_ratio.values(), *self.rank_ratio.values())
+        removed = bool(self.removed_blocks) or any(r > 0 for r in ratios)
         return removed or self.sparsity > 0 or any(b < 8 for b in self.weight_bits.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,6 +141,7 @@ class CompressionPlan:
             "levels": self.levels,
             "sparsity": self.sparsity,
             "sparsity_kind": self.sparsity_kind,
+            "rank_ratio": dict(sorted(self.rank_ratio.items())),
         }
 
     @classmethod
@@ -159,6 +167,8 @@ class CompressionPlan:
             structure["removed_blocks"] = list(self.removed_blocks)
         if self.levels != "uniform":
             structure["levels"] = self.levels
+        if factored := {n: r for n, r in sorted(self.rank_ratio.items()) if r > 0}:
+            structure["rank_ratio"] = factored
         return hashlib.sha256(json.dumps(structure, sort_keys=True).encode()).hexdigest()[:16]
 
     def same_as(self, other: CompressionPlan) -> bool:
@@ -175,12 +185,14 @@ class CompressionPlan:
         """
         groups = {g for g in {*self.prune_ratio, *other.prune_ratio} if g in self.prune_ratio or not self._removes(g)}
         layers = {n for n in {*self.weight_bits, *other.weight_bits} if not self._removes(n)}
+        factored = {n for n in other.rank_ratio if not self._removes(n)}
         return (
             self.levels == other.levels
             and self.sparsity >= other.sparsity
             and set(self.removed_blocks) >= set(other.removed_blocks)
             and all(self.prune_ratio.get(g, 0.0) >= other.prune_ratio.get(g, 0.0) for g in groups)
             and all(self.weight_bits.get(n, 32) <= other.weight_bits.get(n, 32) for n in layers)
+            and all(self.rank_ratio.get(n, 0.0) >= other.rank_ratio[n] for n in factored)
             and _LOSSY.index(self.activations) >= _LOSSY.index(other.activations)
         )
 

@@ -177,6 +177,19 @@ class TrialRecord(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FactorFacts(Record):
+    """How a layer becomes two of low rank.
+
+    Attributes:
+        taps: of the kernel that the first one has: all of 1, k of k x k.
+        places: at which the first one is computed, per place of the layer's output; above 1 with a stride.
+    """
+
+    taps: int = 1
+    places: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFacts(Record):
     """A layer with weights.
 
@@ -186,6 +199,7 @@ class LayerFacts(Record):
         in_channels: input channels that each output sees.
         positions: places of the output at which it is computed, for one sample; 49 for 7x7.
         sources: by group, input channels that go when one of the group's channels goes.
+        factors: how it may be factored; None where it may not be, or that was not asked for.
     """
 
     name: str
@@ -196,6 +210,7 @@ class LayerFacts(Record):
     in_channels: int = 1
     positions: int = 1
     sources: dict[str, float] = field(default_factory=dict)
+    factors: FactorFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +239,10 @@ class BlockFacts(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip(Record):
-    """Something that is left as it is. `what`: "prune", "quantize" (its weights) or "integers" (its arithmetic)."""
+    """Something that is left as it is.
+
+    `what`: "prune", "quantize" (its weights), "integers" (its arithmetic) or "factor".
+    """
 
     name: str
     what: str

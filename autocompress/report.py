@@ -190,6 +190,7 @@ def _points_data(study: StudyRecord, facts: FrontFacts, trials: dict[int, TrialR
             "kept": [row.kept for row in rows],
             "bits": [row.bits for row in rows],
             "blocks": [row.block for row in rows],
+            "ranks": [row.rank for row in rows],
         }
         for point, rows in tables
     ]

@@ -344,6 +344,8 @@ def print_trial(study: StudyRecord, trial: TrialRecord, *, stream: TextIO | None
         console.print(rows)
     if bits := trial.plan.weight_bits:
         console.print("weight bits: " + ", ".join(f"{layer} {b}" for layer, b in bits.items()))
+    if factored := {layer: ratio for layer, ratio in trial.plan.rank_ratio.items() if ratio > 0}:
+        console.print("saved by low rank: " + ", ".join(f"{layer} {ratio:.0%}" for layer, ratio in factored.items()))
     if reason := why(trial, direction=metric_direction(study)):
         console.print(f"why: {reason}")
     if trial.parent is not None:

@@ -13,13 +13,15 @@ import { draw } from "./plots.js";
     for (const name of Object.keys(data.figures)) show(name);
   }
 
+  const factors = (point, i) => (point.ranks[i] ? `, two factors of rank ${point.ranks[i]}` : "");
+
   function fillTable(point) {
     const body = document.querySelector("#layer-table tbody");
     if (!body) return;
     body.replaceChildren(...data.layers.map((layer, i) => {
       const row = document.createElement("tr");
       const removed = layer.channels ? 100 * (1 - point.kept[i] / layer.channels) : 0;
-      const cells = [layer.name, layer.kind, layer.group, layer.channels, point.kept[i], `${removed.toFixed(0)}%`, point.bits[i] || "–", layer.skip];
+      const cells = [layer.name, layer.kind, layer.group, layer.channels, point.kept[i], `${removed.toFixed(0)}%`, point.bits[i] || "–", [factors(point, i).slice(2), layer.skip && `left as it is: ${layer.skip}`].filter(Boolean).join("; ")];
       cells.forEach((text, column) => {
         const cell = document.createElement(column === 0 ? "th" : "td");
         if (column === 0) cell.scope = "row";
@@ -39,7 +41,7 @@ import { draw } from "./plots.js";
     const hover = data.layers.map((layer, i) => {
       const name = layer.name.replaceAll("<", "&lt;"), why = layer.skip.replaceAll("<", "&lt;");
       if (point.blocks[i]) return `${name}: removed with its block ${point.blocks[i].replaceAll("<", "&lt;")}`;
-      const text = `${name}: ${point.kept[i]} of ${layer.channels} channels kept, ${point.bits[i]} bits`;
+      const text = `${name}: ${point.kept[i]} of ${layer.channels} channels kept, ${point.bits[i]} bits${factors(point, i)}`;
       return why ? `${text}<br>left as it is: ${why}` : text;
     });
     figure.data = [

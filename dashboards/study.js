@@ -13,6 +13,7 @@ import { TrialTable } from "./trials.js";
 const id = document.body.dataset.study;
 const path = `/studies/${id}`;
 const ACTIVE = ["queued", "running", "finalising"];
+const SKIPPED = { prune: "pruned", quantize: "quantized", integers: "in integers", factor: "factored" };
 const TRADE_OFFS = ["accuracy_size", "accuracy_latency"];
 const figures = new Map(); // name -> as the server gave it, undimmed
 const state = { summary: null, points: null, rows: [], split: "val", kept: null, chosen: null, selected: null };
@@ -265,7 +266,7 @@ function showOrigin(detail) {
   fill("notes", ...(detail.facts?.notes ?? []).map((note) => h("li", {}, note)));
   const skips = detail.facts?.skips ?? [];
   fill("skips", skips.length ? h("details", {}, h("summary", {}, `${format.count(skips.length, "layer")} left as ${skips.length === 1 ? "it is" : "they are"}`),
-    table([["Layer", (skip) => skip.name, "text"], ["Not", (skip) => `${skip.what}d`.replace("prund", "pruned"), "text"], ["Because", (skip) => skip.reason, "text"]], skips, { label: "What was left as it is" })) : null);
+    table([["Layer", (skip) => skip.name, "text"], ["Not", (skip) => SKIPPED[skip.what] ?? skip.what, "text"], ["Because", (skip) => skip.reason, "text"]], skips, { label: "What was left as it is" })) : null);
   const told = detail.beliefs?.lines ?? [];
   fill("beliefs", told.length ? h("div", { class: "panel" }, h("h3", {}, "What the search believed, against what came out"), h("ul", { class: "notes" }, told.map((line) => h("li", {}, line)))) : null);
 }

@@ -100,13 +100,14 @@ async function showLayers(point) {
   byId("layers-note").textContent = `Layers of one group lose the same channels. Bytes are those of the weights as they are stored, with biases and scales. ${timed ? `A file is timed as a whole: milliseconds per layer are inferred from ${format.count(point.latency_files, "timed file")} of this study.` : "Too few files of this study were timed to tell the layers' latencies apart; multiply-accumulates stand in for them."}`;
   const total = (key) => layers.reduce((sum, layer) => sum + (layer[key] ?? 0), 0);
   const share = (layer) => (timed && total("latency_ms") ? `${((100 * layer.latency_ms) / total("latency_ms")).toFixed(0)}%` : "–");
+  const remarks = (l) => (l.block ? `removed with ${l.block}` : [l.rank ? `two factors of rank ${l.rank}` : "", l.skip ? `left as it is: ${l.skip}` : ""].filter(Boolean).join("; "));
   const of = (now, dense, show = (v) => v.toLocaleString("en")) => [show(now), h("small", {}, `of ${show(dense)}`)];
   fill("table-layers", table([
     ["Layer", (l) => l.name, "text"], ["Kind", (l) => l.kind, "text"], ["Group", (l) => l.group ?? "–", "text"],
     ["Outputs", (l) => of(l.kept, l.channels)], ["Inputs", (l) => of(l.inputs, l.inputs_dense)], ["Bits", (l) => (l.bits ? of(l.bits, 32) : "–")],
     ["Bytes", (l) => of(l.size_bytes, l.size_bytes_dense, format.bytes)], ["Multiply-accumulates", (l) => of(l.macs, l.macs_dense)],
     [timed ? "Time, inferred" : "Time", (l) => (timed ? of(l.latency_ms, l.latency_ms_dense, (v) => `${(v * 1000).toFixed(1)} µs`) : "–")],
-    ["Share of time", share], ["Left as it is", (l) => (l.block ? `removed with ${l.block}` : l.skip), "text"],
+    ["Share of time", share], ["Remarks", remarks, "text"],
   ], layers, { label: "Layers beside the dense model's" }));
   const figure = await get(`${path}/figures/layers`);
   const place = await paint("layers", stacked(figure));

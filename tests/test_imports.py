@@ -23,6 +23,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
             "space/watch.py",
             "space/attention.py",
             "space/hidden.py",
+            "space/factors.py",
         ),
         *("space/slices.py", "compress/", "recover/"),
         "export/",
@@ -60,7 +61,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 # Files that may use the standard library, numpy and pydantic only (pydantic in config.py, as above).
 PLAIN = ("plan.py", "records.py", "errors.py", "config.py", "space/search_space.py", "front/", "search/solver.py")
 PLAIN += ("search/surrogate.py", "search/stopping.py", "search/options.py", "search/cost.py", "search/inherit.py")
-PLAIN += ("search/sensitivity.py", "resources.py")
+PLAIN += ("search/sensitivity.py", "resources.py", "space/ranks.py")
 # What starts without torch: nothing that imports torch may be imported at the top of these.
 TORCH_FREE = ("__init__.py", "__main__.py", "api.py", "cli.py", "terminal.py", "report.py", "bundle.py", "figures/")
 TORCH_FREE += ("doctor.py", "study_file.py", "measure/machine.py", "front/", "service/", *PLAIN)

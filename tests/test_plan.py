@@ -43,6 +43,22 @@ def test_structure_keys_are_what_they_were_before_there_were_blocks():
     assert PLAN.structure_key() == "306c5f384f07fb01"
 
 
+def test_factors_are_another_structure_only_where_there_are_any():
+    assert CompressionPlan(rank_ratio={"fc": 0.0}).structure_key() == CompressionPlan().structure_key()
+    half, most = (CompressionPlan(rank_ratio={"fc": ratio}) for ratio in (0.5, 0.8))
+    assert len({plan.structure_key() for plan in (CompressionPlan(), half, most)}) == 3
+    assert CompressionPlan.from_dict(json.loads(json.dumps(half.to_dict()))) == half
+    assert half.trains
+    assert most.compresses_at_least(half)
+    assert not half.compresses_at_least(most)
+    assert _without("fc").compresses_at_least(most), "what is gone is compressed enough"
+
+
+def test_a_ratio_that_would_leave_nothing_of_the_factors_is_refused():
+    with pytest.raises(ValueError, match=r"rank_ratio for 'fc' must be in \[0, 1\), got 1"):
+        CompressionPlan(rank_ratio={"fc": 1})
+
+
 def test_other_blocks_are_another_structure():
     assert len({_without(*b).structure_key() for b in ((), ("a",), ("b",), ("a", "b"))}) == 4
     assert _without("b", "a", "b") == _without("a", "b")

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
+from autocompress.space.layers import replace_module_
+
 
 class Dropped(nn.Identity):
     """Stands where a block was and returns its first argument, whatever else the block was called with."""
@@ -29,12 +31,6 @@ def drop_blocks_(model: nn.Module, blocks: Iterable[str]) -> nn.Module:
             raise ValueError(f"the plan removes {name!r}, which is not a block of the model; `show` lists those it has")
         replace_module_(model, name, Dropped())
     return model
-
-
-def replace_module_(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where the model has the submodule of this name, in place."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def is_dropped(modules: Mapping[str, nn.Module], name: str) -> bool:

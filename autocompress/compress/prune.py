@@ -12,8 +12,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.compensate import Grams, compensate_, compensate_hidden_, mark_channels_, read_marks
+from autocompress.compress.compensate import (
+    Grams,
+    compensate_,
+    compensate_hidden_,
+    input_grams,
+    mark_channels_,
+    read_marks,
+)
 from autocompress.compress.drop import drop_blocks_
+from autocompress.compress.factor import factor_
 from autocompress.plan import CompressionPlan
 from autocompress.records import ModelFacts
 from autocompress.space.groups import build_graph, channel_blocks, full_group, has_blocks, slice_group
@@ -71,17 +79,22 @@ def prune_to_plan(
     example: Sequence[Tensor],
     *,
     grams: Grams | None = None,
+    samples: Sequence[Tensor] = (),
 ) -> nn.Module:
-    """A copy of `model` with the plan's share of each group's channels removed, and its removed blocks left out.
+    """A copy of `model` pruned, its removed blocks left out, and factored as the plan says.
 
     Args:
         model, scores, example, grams: as `prune` takes them; `scores` may hold groups of removed blocks.
+        samples: inputs, each [n, ...], for whose sake factors are chosen; without them all inputs of a layer are equal.
     Raises:
-        ValueError: the plan names a group or block that the model does not have.
+        ValueError: the plan names a group, block or layer that the model does not have.
     """
     widths = {name: width for name, width in kept_widths(facts, plan).items() if width}
     pruned = prune(model, widths, scores, example, grams=grams)
-    return drop_blocks_(pruned, plan.removed_blocks)  # last: a group may be named after a layer inside of a block
+    drop_blocks_(pruned, plan.removed_blocks)  # now: a group may be named after a layer inside of a block
+    if not any(ratio > 0 for ratio in plan.rank_ratio.values()):
+        return pruned
+    return factor_(pruned, plan, facts, input_grams(pruned, samples) if samples else None)
 
 
 def kept_scores(scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from autocompress.compress.drop import is_dropped
 from autocompress.compress.levels import fit_levels, has_table, nearest, refit, table_of
 from autocompress.compress.sparsify import Mask
 from autocompress.plan import Levels
+from autocompress.space.factors import layers_for
 from autocompress.space.layers import weight_names
 
 _SMALLEST = 1e-18
@@ -133,6 +134,8 @@ class FakeQuantize(nn.Module):
 def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int], levels: Levels = "uniform") -> nn.Module:
     """Put a `FakeQuantize` on every layer with at most 8 bits, in place; layers of dropped blocks are passed over.
 
+    Of a layer that was factored, both factors get its bits.
+
     Raises:
         ValueError: a layer is not in the model, or its weight is not finite.
     """
@@ -143,19 +146,23 @@ def quantize_weights_(model: nn.Module, weight_bits: Mapping[str, int], levels: 
         if name not in modules:
             raise ValueError(f"weight_bits names {name!r}, which is not a layer of the model")
         if bits <= 8:
-            layer = modules[name]
-            for tensor in weight_names(layer):
-                weight = getattr(layer, tensor)
-                _refuse_infinite(name, weight)
-                if tensor == "weight":
-                    fake = FakeQuantize(weight, bits, levels, zero=_has_mask(layer))
-                else:  # both directions of a recurrent layer are stored as one matrix, which has no room for two tables
-                    fake = FakeQuantize(weight, max(2, bits))
-                parametrize.register_parametrization(layer, tensor, fake)
-            if isinstance(layer, nn.RNNBase):
-                layer.register_forward_pre_hook(_read_rounded_)
-                layer.register_forward_hook(_read_nothing_)
+            for part in layers_for(modules, name):
+                _quantize_layer_(part, modules[part], bits, levels)
     return model
+
+
+def _quantize_layer_(name: str, layer: Any, bits: int, levels: Levels) -> None:
+    for tensor in weight_names(layer):
+        weight = getattr(layer, tensor)
+        _refuse_infinite(name, weight)
+        if tensor == "weight":
+            fake = FakeQuantize(weight, bits, levels, zero=_has_mask(layer))
+        else:  # both directions of a recurrent layer are stored as one matrix, which has no room for two tables
+            fake = FakeQuantize(weight, max(2, bits))
+        parametrize.register_parametrization(layer, tensor, fake)
+    if isinstance(layer, nn.RNNBase):
+        layer.register_forward_pre_hook(_read_rounded_)
+        layer.register_forward_hook(_read_nothing_)
 
 
 def _read_rounded_(layer: Any, _: object) -> None:

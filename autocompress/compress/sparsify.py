@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from autocompress.compress.drop import is_dropped
 from autocompress.plan import SparsityKind, kept_of
+from autocompress.space.factors import layers_for
 
 _END = 0.5  # share of the training after which no more weights go
 _EVERY = 8  # steps between two choices
@@ -58,7 +59,8 @@ class Sparsifier:
     def __init__(self, model: nn.Module, sparsity: Sparsity) -> None:
         self._sparsity, self._steps = sparsity, 0
         modules: dict[str, Any] = dict(model.named_modules())
-        self._layers = [modules[n] for n in sparsity.layers if not is_dropped(modules, n)]
+        names = [n for n in sparsity.layers if not is_dropped(modules, n)]
+        self._layers = [modules[part] for n in names for part in layers_for(modules, n)]
         for layer in self._layers:
             if not any(isinstance(p, Mask) for p in _chain(layer)):
                 parametrize.register_parametrization(layer, "weight", Mask(layer.weight))

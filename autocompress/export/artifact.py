@@ -24,11 +24,13 @@ from autocompress.compress.quantize import QuantizedWeight
 from autocompress.errors import UsageError
 from autocompress.export.activations import Ranges, calibrate, quantize_activations
 from autocompress.export.dynamic import quantize_dynamically
+from autocompress.export.factored import with_factors
 from autocompress.export.fold import Pairs, find_pairs, fold
 from autocompress.export.pack import PackedWeight, pack_float, pack_integer, tidy, to_bytes
 from autocompress.export.recurrent import recurrent_weights
 from autocompress.export.to_onnx import Site, Skeleton, fill, input_names, strip, trace, trace_skeleton, without_blocks
 from autocompress.plan import CompressionPlan
+from autocompress.space.factors import factored_names, layers_for
 from autocompress.space.layers import weight_names
 
 Widths = tuple[tuple[str, tuple[int, ...]], ...]  # shape of every parameter by its name
@@ -128,8 +130,10 @@ def _half_sites(folded: nn.Module, plan: CompressionPlan, skeleton: Skeleton) ->
     modules = dict(folded.named_modules())
     keys = [
         key
-        for name, bits in plan.weight_bits.items()
-        if bits == 16 and name in modules
+        for planned, bits in plan.weight_bits.items()
+        if bits == 16
+        for name in layers_for(modules, planned)
+        if name in modules
         for key in (
             [f"{name}:{w}" for w in weight_names(modules[name])]
             if isinstance(modules[name], nn.RNNBase)
@@ -160,8 +164,10 @@ def _float_graph(exporter: Exporter, folded: nn.Module, blocks: Blocks) -> tuple
     It is traced from the network itself where no other one does.
     """
     skeleton, ranges = _dense_skeleton(exporter, blocks)
-    if graph := _filled(skeleton, folded, exporter.samples):
-        return graph, skeleton, ranges
+    factored = factored_names(folded)
+    cut = with_factors(skeleton, factored) if factored else skeleton
+    if cut is not None and (graph := _filled(cut, folded, exporter.samples)):
+        return graph, cut, None if factored else ranges  # what goes between two factors has no range yet
     # by name: their order depends on which layers were rounded
     widths = tuple(sorted((name, tuple(p.shape)) for name, p in folded.named_parameters()))
     known = exporter.retraced.get(widths)

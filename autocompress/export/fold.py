@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from autocompress.compress.drop import is_dropped, replace_module_
+from autocompress.compress.drop import is_dropped
 from autocompress.compress.quantize import QuantizedWeight
-from autocompress.space.layers import CONVS
+from autocompress.space.factors import layers_for
+from autocompress.space.layers import CONVS, replace_module_
 from autocompress.space.watch import watched
 
 _NOTHING = 1e-12  # scale of a channel that is multiplied by zero
@@ -79,6 +80,7 @@ def fold(
     for layer_name, norm_name in pairs:
         if is_dropped(modules, layer_name) or is_dropped(modules, norm_name):
             continue
+        layer_name = layers_for(modules, layer_name)[-1]  # of two factors, the one with the outputs
         layer, norm = modules[layer_name], modules[norm_name]
         _fold_pair_(layer, norm)
         replace_module_(folded, norm_name, nn.Identity())

@@ -58,6 +58,7 @@ def _layer_text(row: LayerRow) -> str:
     if row.block:
         return f"{row.name}: removed with its block {row.block}"
     text = f"{row.name}: {row.kept} of {row.channels} channels kept, {row.bits} bits"
+    text += f", two factors of rank {row.rank}" if row.rank else ""
     return f"{text}<br>left as it is: {row.skip}" if row.skip else text
 
 
@@ -138,4 +139,5 @@ def _cost_text(row: Mapping[str, Any], title: str, now: float, dense: float) -> 
     name = str(row["name"]).replace("<", "&lt;")
     if row["block"]:
         return f"{name}: removed with its block {row['block']}".replace("<", "&lt;")
-    return f"<b>{name}</b><br>{now:.4g} of {dense:.4g} {title}"
+    rank = f"<br>two factors of rank {row['rank']}" if row.get("rank") else ""
+    return f"<b>{name}</b><br>{now:.4g} of {dense:.4g} {title}{rank}"

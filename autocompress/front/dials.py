@@ -23,7 +23,9 @@ def dials(trial: TrialRecord, facts: ModelFacts | None) -> dict[str, float | str
     channels = {g.name: g.channels for g in facts.groups} if facts else dict.fromkeys(plan.prune_ratio, 1)
     weights = {n.name: n.weights for n in facts.layers} if facts else dict.fromkeys(plan.weight_bits, 1)
     removed = sum(plan.prune_ratio.get(g, 0.0) * c for g, c in channels.items())
+    ranks = {"layers factored": sum(r > 0 for r in plan.rank_ratio.values())} if plan.rank_ratio else {}
     return {
+        **ranks,
         "channels removed": removed / max(sum(channels.values()), 1),
         "bits per weight": sum(plan.weight_bits.get(n, 32) * w for n, w in weights.items())
         / max(sum(weights.values()), 1),
@@ -42,6 +44,7 @@ def parameters(trial: TrialRecord) -> dict[str, Any]:
     plan = trial.plan
     found: dict[str, Any] = {f"prune_ratio/{g}": r for g, r in plan.prune_ratio.items()}
     found |= {f"weight_bits/{n}": b for n, b in plan.weight_bits.items()}
+    found |= {f"rank_ratio/{n}": r for n, r in plan.rank_ratio.items()}
     return found
 
 

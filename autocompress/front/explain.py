@@ -57,6 +57,9 @@ def plan_lines(plan: CompressionPlan) -> list[str]:
         shares = [ratio for ratio, _ in pruned]
         spread = f"{min(shares):.0%} to {max(shares):.0%}" if max(shares) - min(shares) > 0.005 else f"{shares[0]:.0%}"
         lines.append(f"pruned: {spread} of the channels in {_count(len(pruned), 'group')} ({plan.importance})")
+    if factored := [ratio for ratio in plan.rank_ratio.values() if ratio > 0]:
+        spread = f"{min(factored):.0%} to {max(factored):.0%}" if len(set(factored)) > 1 else f"{factored[0]:.0%}"
+        lines.append(f"factored: {_count(len(factored), 'layer')} to low rank, to save {spread} of each")
     counts = Counter(bits for bits in plan.weight_bits.values() if bits < 32)
     if counts:
         parts = ", ".join(f"{bits} bits in {_count(counts[bits], 'layer')}" for bits in sorted(counts))

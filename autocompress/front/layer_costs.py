@@ -7,7 +7,7 @@ the study say together, and None where too few were timed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,11 +18,17 @@ from autocompress.plan import ACTIVATIONS, CompressionPlan
 from autocompress.records import LayerFacts, ModelFacts, TrialRecord
 from autocompress.search.cost import LatencyModel, layer_work, stored_bytes
 from autocompress.search.options import Options
+from autocompress.space.ranks import inputs_left, taps_of
 from autocompress.space.search_space import SearchSpace
 
 _LEAST_FILES = 6  # of different structure, before layers are told apart
 _MOST_FILES = 300  # the latest
-_ANYTHING = SpaceConfig(max_prune_ratio=0.99, round_to=1, weight_bits=(2, 3, 4, 8, 16, 32))
+_ANYTHING = SpaceConfig(
+    max_prune_ratio=0.99,
+    round_to=1,
+    weight_bits=(2, 3, 4, 8, 16, 32),
+    rank_ratio=tuple(percent / 100 for percent in range(100)),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +91,7 @@ class LayerLatencies:
             return None
         at = self._options.encode([plan])
         multiplying, moving = self._model.layer_shares(ACTIVATIONS.index(plan.activations))
-        products, elements = layer_work(self._options, at.width)
+        products, elements = layer_work(self._options, at)
         per_layer = multiplying * products[0] + moving * elements[0]
         left = self._options.layers_left(at.removed)[0]
         ratios = per_layer * left
@@ -97,28 +103,19 @@ class LayerLatencies:
 def _cost(
     layer: LayerFacts, row: LayerRow, facts: ModelFacts, trial: TrialRecord, latency_ms: float | None
 ) -> LayerCost:
-    channels = {group.name: group.channels for group in facts.groups}
-    inputs = _inputs(layer, channels, trial.widths)
-    taps = layer.weights / (layer.out_channels * layer.in_channels)
+    inputs, taps = inputs_left(layer, facts, trial.widths), taps_of(layer)
     if row.block:
         return LayerCost(row=row, inputs=0, size_bytes=0, macs=0, latency_ms=0.0 if latency_ms is not None else None)
-    weights = row.kept * inputs * taps
-    extra = 4 * row.kept * (2 if row.bits <= 8 else 1)  # a bias and, for integers, a scale per output
-    size = float(stored_bytes(np.array([weights]), np.array([row.bits]))[0]) + extra
+    parts = [(row.kept * inputs * taps, 1.0)]
+    if row.rank and layer.factors:
+        first = (row.rank * inputs * layer.factors.taps, layer.factors.places)
+        parts = [first, (row.rank * row.kept * taps / layer.factors.taps, 1.0)]
+    scales = row.kept + row.rank if row.bits <= 8 else 0  # one for integers per output, of both factors
+    stored = stored_bytes(np.array([weights for weights, _ in parts]), np.array([row.bits])).sum()
     return LayerCost(
         row=row,
         inputs=round(inputs),
-        size_bytes=round(size),
-        macs=round(weights * layer.positions),
+        size_bytes=round(float(stored)) + 4 * (row.kept + scales),  # and a bias
+        macs=round(sum(weights * places for weights, places in parts) * layer.positions),
         latency_ms=latency_ms,
     )
-
-
-def _inputs(layer: LayerFacts, channels: Mapping[str, int], widths: Mapping[str, int]) -> float:
-    """Input channels that each output still sees."""
-    gone = sum(
-        per * (channels[group] - widths.get(group, channels[group]))
-        for group, per in layer.sources.items()
-        if group in channels and widths.get(group, 1)  # a group that went with its block was no source any more
-    )
-    return max(layer.in_channels - gone, 1.0)

@@ -115,6 +115,7 @@ def _layer(cost: LayerCost, whole: LayerCost) -> dict[str, Any]:
         "inputs": cost.inputs,
         "inputs_dense": whole.inputs,
         "bits": row.bits,
+        "rank": row.rank,
         "size_bytes": cost.size_bytes,
         "size_bytes_dense": whole.size_bytes,
         "macs": cost.macs,

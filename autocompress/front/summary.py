@@ -29,6 +29,7 @@ from autocompress.records import (
     TrialState,
     weighed_bytes,
 )
+from autocompress.space.ranks import inputs_left, rank_of
 
 _STAGES = ("setup", "teacher", "baseline", "profile", "search", "final")
 _TRIAL_STAGES = ("prune", "emit", "latency", "train", "check", "quality")
@@ -64,7 +65,8 @@ class EndedFacts:
 class LayerRow:
     """What became of one layer. `kept` of `channels` outputs; `bits` of its weights; `skip`: why it was left alone.
 
-    `block` is the removed block that it went with: then it has no channels and no bits.
+    `block` is the removed block that it went with: then it has no channels and no bits. `rank` is that of the two
+    factors that it became, 0 if it is whole.
     """
 
     name: str
@@ -75,6 +77,7 @@ class LayerRow:
     bits: int
     skip: str = ""
     block: str = ""
+    rank: int = 0
 
     @property
     def prune_ratio(self) -> float:
@@ -215,7 +218,10 @@ def _ended(trials: Sequence[TrialRecord]) -> tuple[EndedFacts, ...]:
 def layer_rows(facts: ModelFacts, trial: TrialRecord) -> list[LayerRow]:
     """What became of every layer with weights, in the order of the model: channels kept, and bits."""
     channels = {group.name: group.channels for group in facts.groups}
-    skips = {skip.name: f"{skip.what}: {skip.reason}" for skip in facts.skips}
+    skips: dict[str, str] = {}
+    for skip in facts.skips:
+        text = f"{skip.what}: {skip.reason}"
+        skips[skip.name] = f"{skips[skip.name]}; {text}" if skip.name in skips else text
     blocks = {name: b.name for b in facts.blocks if b.name in trial.plan.removed_blocks for name in b.layers}
     rows = []
     for layer in facts.layers:
@@ -234,15 +240,18 @@ def layer_rows(facts: ModelFacts, trial: TrialRecord) -> list[LayerRow]:
             continue
         whole = channels.get(layer.group or "", 0)
         width = trial.widths.get(layer.group or "", whole)
+        kept = round(layer.out_channels * width / whole) if whole else layer.out_channels
+        ratio = trial.plan.rank_ratio.get(layer.name, 0.0)
         rows.append(
             LayerRow(
                 name=layer.name,
                 kind=layer.kind,
                 group=layer.group,
                 channels=layer.out_channels,
-                kept=round(layer.out_channels * width / whole) if whole else layer.out_channels,
+                kept=kept,
                 bits=trial.plan.weight_bits.get(layer.name, 32),
                 skip=skips.get(layer.name, ""),
+                rank=rank_of(layer, kept, inputs_left(layer, facts, trial.widths), ratio) if ratio else 0,
             )
         )
     return rows

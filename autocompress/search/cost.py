@@ -20,6 +20,7 @@ _INT8_SPEED = 0.7  # time in integers over time in float, before any was timed
 _OWN_WAY = 0.5  # sd of a layer's share, relative to what the work says
 _MISFIT = 0.015  # of a ratio, relative: what a sum over layers cannot tell
 _GRAPH_BYTES, _LAST = 6000.0, 50  # of a file before any was weighed; files that the mean is taken over
+_NODE_BYTES = 120.0  # of the graph for a second factor
 _ZIPPED, _ZIPPED_SD, _ZIPPED_NOISE = 0.9, 0.05, 0.03  # of the weights' bytes that are left; of the file
 _WORD = {1: 64, 2: 32, 3: 21, 5: 12, 6: 10}  # integers in each 8 bytes
 
@@ -66,15 +67,39 @@ class SizeModel:
     def _weights(self, candidates: Candidates) -> Floats:
         outputs, inputs = self._options.shapes(candidates.width)
         bits = self._options.bits[candidates.bits]
-        weights = stored_bytes(outputs * inputs * self._options.taps, bits)
+        rank = self._options.kept_ranks(candidates.rank, outputs, inputs)
+        weights, rest = layer_bytes(self._options, outputs, inputs, bits, rank)
         if self._zipped:
             weights = weights * zipped_share(candidates.zeroed[:, None], bits)
         left = self._options.layers_left(candidates.removed)
-        total: Floats = (left * (weights + 4 * outputs * (1 + (bits <= 8)))).sum(1)
+        total: Floats = (left * (weights + rest)).sum(1)
         return total
 
     def _any(self) -> list[float]:
         return next(iter(self._extra.values()), [_GRAPH_BYTES])
+
+
+def layer_bytes(
+    options: Options,
+    outputs: Floats,
+    inputs: Floats,
+    bits: np.ndarray,
+    rank: Floats | None = None,
+    layers: Ints | None = None,
+) -> tuple[Floats, Floats]:
+    """(bytes of the weights, of bias and scales and of the node that a factor adds), shaped as `outputs`.
+
+    Args:
+        rank: directions kept by layers that are two factors, 0 for whole ones.
+    """
+    taps, first = options.taps, options.first_taps
+    if layers is not None:
+        taps, first = taps[layers][:, None], first[layers][:, None]
+    weights, rest = stored_bytes(outputs * inputs * taps, bits), 4 * outputs * (1 + (bits <= 8))
+    if rank is None:
+        return weights, rest
+    apart = stored_bytes(rank * inputs * first, bits) + stored_bytes(rank * outputs * (taps / first), bits)
+    return np.where(rank > 0, apart, weights), rest + 4 * rank * (bits <= 8) + _NODE_BYTES * (rank > 0)
 
 
 def stored_bytes(count: Floats, bits: np.ndarray) -> Floats:
@@ -111,7 +136,7 @@ class LatencyModel:
     def __init__(self, options: Options, *, noise: float = 0.0) -> None:
         self._options = options
         self._spread = float(np.hypot(_MISFIT, noise))
-        dense = _work(options, options.out_dense[None], options.in_dense[None])
+        dense = work_of(options, options.out_dense[None], options.in_dense[None])
         self._dense = np.concatenate([part[0] for part in dense])
         self._layers = len(options.taps)
         self._shares = np.concatenate([part[0] / max(part[0].sum(), 1e-9) for part in dense])
@@ -147,38 +172,40 @@ class LatencyModel:
     def _features(self, candidates: Candidates) -> Floats:
         """1, both kinds of work in units of the dense network's, and the same for each layer, [n, 3 + 2 layers]."""
         left = np.tile(self._options.layers_left(candidates.removed), 2)
-        work = np.concatenate(_work(self._options, *self._options.shapes(candidates.width)), axis=1)
+        work = np.concatenate(layer_work(self._options, candidates), axis=1)
         parts = left * work / np.maximum(self._dense, 1e-12)
         weighted = parts * self._shares
         sums = [np.ones(len(parts)), weighted[:, : self._layers].sum(1), weighted[:, self._layers :].sum(1)]
         return np.concatenate([np.stack(sums, axis=1), parts], axis=1)
 
 
-def _work(options: Options, outputs: Floats, inputs: Floats) -> tuple[Floats, Floats]:
-    """(multiplications, elements written) of each layer in whole vectors, each [n, layers]."""
-    return (
-        multiplications(options, outputs, inputs),
-        options.positions * in_vectors(outputs),
-    )
+def layer_work(options: Options, candidates: Candidates) -> tuple[Floats, Floats]:
+    """What `LatencyModel.layer_shares` is a price of, each [n, layers]."""
+    outputs, inputs = options.shapes(candidates.width)
+    return work_of(options, outputs, inputs, options.kept_ranks(candidates.rank, outputs, inputs))
 
 
-def layer_work(options: Options, width: Ints) -> tuple[Floats, Floats]:
-    """The same for width options [n, groups]: what `LatencyModel.layer_shares` is a price of."""
-    return _work(options, *options.shapes(width))
-
-
-def multiplications(options: Options, outputs: Floats, inputs: Floats, layers: Ints | None = None) -> Floats:
-    """Multiply-accumulates with channels rounded up to whole vectors, shaped as `outputs` and `inputs`.
+def work_of(
+    options: Options, outputs: Floats, inputs: Floats, rank: Floats | None = None, layers: Ints | None = None
+) -> tuple[Floats, Floats]:
+    """(multiply-accumulates, elements written) with channels rounded up to whole vectors, shaped as `outputs`.
 
     Args:
         outputs, inputs: [n, all layers], or [n, len(layers), options].
+        rank: directions kept by layers that are two factors, 0 for whole ones.
     """
-    places, alone = options.positions * options.taps, options.depthwise
+    places, taps, alone = options.positions, options.taps, options.depthwise
+    first, more = options.first_taps, options.places
     if layers is not None:
-        places, alone = places[layers][:, None], alone[layers][:, None]
-    per_output = np.where(alone, _DEPTHWISE, in_vectors(inputs, 4))
-    work: Floats = places * per_output * in_vectors(outputs)
-    return work
+        places, taps, alone, first, more = (v[layers][:, None] for v in (places, taps, alone, first, more))
+    width = in_vectors(outputs)
+    multiplied = places * taps * np.where(alone, _DEPTHWISE, in_vectors(inputs, 4)) * width
+    moved = places * width
+    if rank is None:
+        return multiplied, moved
+    narrow, more = in_vectors(rank), np.where(rank > 0, more, 0.0)  # places are infinite where there are no factors
+    before, behind = more * first * in_vectors(inputs, 4) * narrow, taps / first * in_vectors(rank, 4) * width
+    return np.where(rank > 0, places * (before + behind), multiplied), moved + places * more * narrow
 
 
 def in_vectors(channels: Floats, lanes: int = LANES) -> Floats:

@@ -41,6 +41,7 @@ _SETTINGS = (
     "distill/attention", "distill/mean_teacher",
 )  # fmt: skip
 _ZEROS = 0.25  # chance of a change of the share of zeros, where that is searched
+_RANKS = 0.25  # of a change of one layer's rank, where those are
 _ORIGINAL = 0.8  # chance of the first choice for each setting of the recovery
 
 
@@ -239,12 +240,13 @@ class FrontSampler(BaseSampler):
         kinds = options.activations[np.arange(count) % len(options.activations)]
         known = {kind: self._latency.layer_shares(kind) for kind in set(kinds.tolist())}
         shares = [known[kind] for kind in kinds.tolist()]
-        width, bits, blocks = self._damage.tables(draw)
+        width, bits, blocks, rank = self._damage.tables(draw)
         timed, weighed = "latency" in self._reference.objectives, self._weighs
         narrow = int(np.argmax(options.bits <= 8)) if (options.bits <= 8).any() else 0
         prices = Prices(
             width=width,
             bits=bits,
+            rank=rank,
             blocks=np.full(len(blocks), np.inf) if "blocks" in self._without else blocks,
             size=_log_uniform(draw, _SIZE_PRICES, count) * weighed / self._reference.size_bytes,
             latency=_log_uniform(draw, _LATENCY_PRICES, count) * timed,
@@ -269,7 +271,7 @@ class FrontSampler(BaseSampler):
         return self._random.uniform(parameter.low, parameter.high)
 
     def _mutated(self, parents: list[Candidates]) -> Candidates:
-        """Plans of the front with one width, the bits of one layer, or the activations changed."""
+        """Plans of the front with one width, the bits or rank of one layer, or the activations changed."""
         found = []
         for _ in range(_MUTATED):
             one = parents[self._random.integers(len(parents))]
@@ -283,6 +285,10 @@ class FrontSampler(BaseSampler):
         options, draw = self._options, self._random
         if len(options.zeroed) > 1 and draw.random() < _ZEROS:
             one.zeroed[:] = draw.choice(options.zeroed)
+            return
+        if options.factors and draw.random() < _RANKS:
+            layer = draw.choice(np.flatnonzero(options.factored))
+            one.rank[0, layer] = min(max(one.rank[0, layer] + 2 * draw.integers(2) - 1, 0), len(options.ratios) - 1)
             return
         what = draw.integers(6)
         if what < 2 and one.width.size:
@@ -330,7 +336,8 @@ def _keys(options: Options, candidates: Candidates) -> list[bytes]:
     width = candidates.width * options.groups_left(candidates.removed)
     bits = candidates.bits * options.layers_left(candidates.removed)
     zeroed = (candidates.zeroed[:, None] * 1000).round()
-    parts = np.concatenate([width, bits, candidates.removed, candidates.activations[:, None], zeroed], axis=1)
+    rank = candidates.rank * options.layers_left(candidates.removed) if options.factors else candidates.rank
+    parts = np.concatenate([width, bits, candidates.removed, candidates.activations[:, None], zeroed, rank], axis=1)
     return [row.astype(np.int16).tobytes() for row in parts]
 
 

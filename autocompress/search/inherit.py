@@ -26,10 +26,13 @@ def _contains(parent: CompressionPlan, child: CompressionPlan) -> bool:
     gone = 1.0 if child.removed_blocks else 0.0  # a group that is not named went with a block
     narrower = all(ratios.get(group, gone) >= ratio for group, ratio in parent.prune_ratio.items())
     shorter = set(parent.removed_blocks) <= set(child.removed_blocks)
-    return narrower and shorter and child.sparsity >= parent.sparsity and parent.importance == child.importance
+    fewer = all(child.rank_ratio.get(layer, gone) >= ratio for layer, ratio in parent.rank_ratio.items())
+    alike = child.sparsity >= parent.sparsity and parent.importance == child.importance
+    return narrower and shorter and fewer and alike
 
 
 def _distance(parent: CompressionPlan, child: CompressionPlan) -> float:
     removed = [ratio - parent.prune_ratio.get(group, 0.0) for group, ratio in child.prune_ratio.items()]
     blocks = len(child.removed_blocks) - len(parent.removed_blocks)
-    return (sum(removed) + _BLOCK * blocks) / max(1, len(removed))
+    ranks = [ratio - parent.rank_ratio.get(layer, 0.0) for layer, ratio in child.rank_ratio.items()]
+    return (sum(removed) + _BLOCK * blocks) / max(1, len(removed)) + sum(ranks) / max(1, len(ranks))

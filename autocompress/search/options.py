@@ -1,4 +1,4 @@
-"""The space as arrays: widths per group, bits per layer, activations, removed blocks, and the share of zeros.
+"""The space as arrays: widths per group, bits and rank per layer, activations, removed blocks, and the share of zeros.
 
 Costs, solver and surrogate work on many plans at once in this form. Nothing is decided here.
 """
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from autocompress.plan import ACTIVATIONS, CompressionPlan
 from autocompress.records import BlockFacts, ModelFacts
+from autocompress.space.ranks import kept_rank
 from autocompress.space.search_space import SearchSpace, width_after
 
 Floats = NDArray[np.float64]
@@ -30,6 +31,7 @@ class Candidates:
         activations: [n] index into `ACTIVATIONS`.
         removed: [n, blocks], True where a block is left out.
         zeroed: [n] share of single weights that are zero.
+        rank: [n, layers] option of each layer, into `Options.ratios`; [n, 0] where no layer may be factored.
     """
 
     width: Ints
@@ -37,6 +39,7 @@ class Candidates:
     activations: Ints
     removed: Flags
     zeroed: Floats
+    rank: Ints
 
     def __len__(self) -> int:
         return len(self.activations)
@@ -49,6 +52,7 @@ class Candidates:
             activations=self.activations[rows],
             removed=self.removed[rows],
             zeroed=self.zeroed[rows],
+            rank=self.rank[rows],
         )
 
 
@@ -60,6 +64,7 @@ def stack(parts: Sequence[Candidates]) -> Candidates:
         activations=np.concatenate([p.activations for p in parts]),
         removed=np.concatenate([p.removed for p in parts]),
         zeroed=np.concatenate([p.zeroed for p in parts]),
+        rank=np.concatenate([p.rank for p in parts]),
     )
 
 
@@ -71,6 +76,9 @@ class Options:
         allowed: [groups, options], False where a row repeats.
         bits: [options] falling, with 32 for layers that stay float.
         zeroed: [options] shares of zeros, as in the study file.
+        ratios: [options] shares that factors save, rising; `factors` says whether any layer may be factored at all.
+        factored: [layers], True where a layer may be.
+        first_taps, places: [layers] of the first factor, as `space/ranks.py` takes them.
         out_group: [layers] index of the group of the outputs, -1 if they are fixed.
         out_dense, in_dense, taps, positions: [layers] of the dense network; taps is kernel height x width.
         feeds: [layers, groups] input channels that go with one channel of a group.
@@ -97,6 +105,11 @@ class Options:
         self.in_dense: Floats = np.array([n.in_channels for n in layers], float)
         self.taps: Floats = np.array([n.weights / (n.out_channels * n.in_channels) for n in layers], float)
         self.positions: Floats = np.array([n.positions for n in layers], float)
+        self.ratios: Floats = np.array(sorted(set(space.config.rank_ratio)), float)
+        self.factored: Flags = np.array([n.factors is not None for n in layers], bool)
+        self.factors = bool(self.factored.any() and self.ratios[-1] > 0)
+        self.first_taps: Floats = np.array([n.factors.taps if n.factors else 1 for n in layers], float)
+        self.places: Floats = np.array([n.factors.places if n.factors else np.inf for n in layers], float)
         self.depthwise = np.array([n.kind == "depthwise" for n in layers], bool)
         self.feeds: Floats = np.zeros((len(layers), len(rows)))
         for row, layer in enumerate(layers):
@@ -110,12 +123,15 @@ class Options:
 
     def encode(self, plans: Sequence[CompressionPlan]) -> Candidates:
         """Plans as options; a bit width that is not searched becomes the next wider one."""
-        width, bits = [], []
+        width, bits, rank = [], [], []
         for plan in plans:
             kept = [width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in self.facts.groups]
             width.append([int(np.argmin(np.abs(self.widths[i] - w))) for i, w in enumerate(kept)])
             asked = [plan.weight_bits.get(n.name, 32) for n in self.facts.layers]
             bits.append([max((i for i, b in enumerate(self.bits) if b >= a), default=0) for a in asked])
+            if self.factors:
+                saved = np.array([plan.rank_ratio.get(n.name, 0.0) for n in self.facts.layers])
+                rank.append(np.abs(self.ratios - saved[:, None]).argmin(1))
         count = len(plans)
         return Candidates(
             width=np.array(width, np.int64).reshape(count, len(self.facts.groups)),
@@ -123,6 +139,7 @@ class Options:
             activations=np.array([ACTIVATIONS.index(p.activations) for p in plans], np.int64),
             removed=np.array([[b in p.removed_blocks for b in self.blocks] for p in plans], bool).reshape(count, -1),
             zeroed=np.array([p.sparsity for p in plans], float),
+            rank=np.array(rank, np.int64).reshape(count, len(self.facts.layers) if self.factors else 0),
         )
 
     def params(self, candidates: Candidates, row: int) -> dict[str, object]:
@@ -134,6 +151,12 @@ class Options:
         found |= {
             f"weight_bits/{n.name}": int(self.bits[candidates.bits[row, i]]) for i, n in enumerate(self.facts.layers)
         }
+        if self.factors:
+            found |= {
+                f"rank_ratio/{n.name}": float(self.ratios[candidates.rank[row, i]])
+                for i, n in enumerate(self.facts.layers)
+                if self.factored[i]
+            }
         found |= {f"remove_block/{b}": bool(candidates.removed[row, i]) for i, b in enumerate(self.blocks)}
         found["activations"] = ACTIVATIONS[int(candidates.activations[row])]
         # a pattern has a share of its own: the nearest one that was asked for leads to it
@@ -157,6 +180,20 @@ class Options:
         outputs[:, self._grouped] = kept[:, self._their_groups]
         inputs = self.in_dense - (self.channels - kept) @ self.feeds.T
         return outputs, np.maximum(inputs, 1.0)
+
+    def kept_ranks(self, rank: Ints, outputs: Floats, inputs: Floats, layers: Ints | None = None) -> Floats | None:
+        """Directions that every layer keeps, 0 for whole ones; None where no layer may be factored.
+
+        Args:
+            rank: options, shaped like `outputs` and `inputs` or broadcast to them.
+            outputs, inputs: [n, all layers], or [n, len(layers), options].
+        """
+        if not self.factors:
+            return None
+        taps, first, places = self.taps, self.first_taps, self.places
+        if layers is not None:
+            taps, first, places = (values[layers][:, None] for values in (taps, first, places))
+        return kept_rank(outputs, inputs, taps=taps, first_taps=first, places=places, ratio=self.ratios[rank])
 
 
 def _members(blocks: Sequence[BlockFacts], names: Sequence[str], what: str) -> Flags:

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.compensate import input_grams
 from autocompress.compress.drop import drop_blocks_
+from autocompress.compress.factor import factor_
 from autocompress.compress.quantize import quantize_weights_
+from autocompress.plan import CompressionPlan
 from autocompress.records import GroupFacts, ModelFacts
 from autocompress.recover.damage import divergence, reestimate_
 from autocompress.recover.data import Task
@@ -31,6 +34,7 @@ def measure_sensitivity(
     narrow: Narrow,
     *,
     low_bits: Sequence[int],
+    ratios: Sequence[float] = (),
     seconds: float,
     report: Callable[[str], None],
     task: Task = "classification",
@@ -42,6 +46,7 @@ def measure_sensitivity(
         samples: inputs, each [n, ...].
         narrow: makes the network whose groups keep the given widths.
         low_bits: bits to try on each layer, the most telling first.
+        ratios: shares for factors to save of each layer that may be factored.
         seconds: after which it stops; what is missing is guessed by its neighbours.
         task: what the outputs are.
     """
@@ -51,23 +56,30 @@ def measure_sensitivity(
     width: dict[str, dict[str, float]] = {}
     bits: dict[str, dict[str, float]] = {}
     blocks: dict[str, float] = {}
-    for what, name, value in _tasks(facts, low_bits):
+    ranks: dict[str, dict[str, float]] = {}
+    grams = input_grams(model, samples) if ratios else None
+    for what, name, value in _tasks(facts, low_bits, ratios):
         if time.monotonic() - start > seconds:
             break
         report(f"measuring how much {name} matters")
         if what == "width":
-            network = reestimate_(narrow({name: value}), samples)
+            network = reestimate_(narrow({name: int(value)}), samples)
             width.setdefault(name, {})[str(value)] = divergence(network, samples, wanted, task)
         elif what == "block":
             network = reestimate_(drop_blocks_(copy.deepcopy(model), [name]), samples)
             blocks[name] = divergence(network, samples, wanted, task)
+        elif what == "rank":
+            network = factor_(copy.deepcopy(model), CompressionPlan(rank_ratio={name: value}), facts, grams)
+            ranks.setdefault(name, {})[str(value)] = divergence(reestimate_(network, samples), samples, wanted, task)
         else:
-            network = quantize_weights_(copy.deepcopy(model), {name: value})
+            network = quantize_weights_(copy.deepcopy(model), {name: int(value)})
             bits.setdefault(name, {})[str(value)] = divergence(network, samples, wanted, task)
-    return Sensitivity(width=width, bits=bits, blocks=blocks, seconds=time.monotonic() - start, samples=len(samples[0]))
+    return Sensitivity(
+        width=width, bits=bits, blocks=blocks, ranks=ranks, seconds=time.monotonic() - start, samples=len(samples[0])
+    )
 
 
-def _tasks(facts: ModelFacts, low_bits: Sequence[int]) -> Iterator[tuple[str, str, int]]:
+def _tasks(facts: ModelFacts, low_bits: Sequence[int], ratios: Sequence[float]) -> Iterator[tuple[str, str, float]]:
     """What to measure, round by round, so that every group and layer is known a little before any is known well."""
     seen = set()
     for block in facts.blocks:
@@ -82,6 +94,10 @@ def _tasks(facts: ModelFacts, low_bits: Sequence[int]) -> Iterator[tuple[str, st
         if bits is not None:
             for layer in facts.layers:
                 yield "bits", layer.name, bits
+        for layer in facts.layers:
+            if ratios and layer.factors is not None:
+                yield "rank", layer.name, ratios[0]
+        ratios = ratios[1:]
 
 
 def _nearest(group: GroupFacts, share: float) -> int:

@@ -13,7 +13,8 @@ from autocompress.plan import ACTIVATIONS
 from autocompress.records import Record
 from autocompress.search.options import Floats, Options
 
-_GUESS = {"width": 1.0, "bits": 0.02, "activations": 0.002, "block": 0.5}  # nats: a group, 4 bits, 8-bit activations
+# Nats: a group, 4 bits, 8-bit activations, a block, and factors that would save all of a layer.
+_GUESS = {"width": 1.0, "bits": 0.02, "activations": 0.002, "block": 0.5, "rank": 0.1}
 _STEEP = 4.0  # the power of the removed share with which the damage grows
 
 
@@ -25,6 +26,7 @@ class Sensitivity(Record):
         width: by group, of keeping so many channels (as text, for JSON).
         bits: by layer, of so many bits (as text).
         blocks: by block, of leaving it out.
+        ranks: by layer, of factors that save such a share (as text).
         seconds: that it took to measure.
         samples: that it was measured on.
     """
@@ -32,11 +34,12 @@ class Sensitivity(Record):
     width: dict[str, dict[str, float]] = field(default_factory=dict)
     bits: dict[str, dict[str, float]] = field(default_factory=dict)
     blocks: dict[str, float] = field(default_factory=dict)
+    ranks: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
     samples: int = 0
 
     def tables(self, options: Options) -> dict[str, Floats]:
-        """Damage per option: `width` [groups, options], `bits` [layers, options], `blocks` [blocks], `activations`."""
+        """Damage per option: `width` [groups, options], `bits`, `rank` [layers, options], `blocks`, `activations`."""
         width = np.array([self._of_group(options, i) for i in range(len(options.channels))])
         bits = np.array([self._of_layer(options, i) for i in range(len(options.taps))])
         kinds = np.array([0.0 if kind == "float" else _GUESS["activations"] for kind in ACTIVATIONS])
@@ -45,7 +48,20 @@ class Sensitivity(Record):
             "bits": bits.reshape(len(options.taps), -1),
             "blocks": np.array([self.blocks.get(name, _GUESS["block"]) for name in options.blocks], float),
             "activations": kinds,
+            "rank": self._of_ranks(options),
         }
+
+    def _of_ranks(self, options: Options) -> Floats:
+        """Through the measured shares, in proportion below and beyond; a layer that stays whole loses nothing."""
+        table = np.zeros((len(options.facts.layers), len(options.ratios)))
+        for row, layer in enumerate(options.facts.layers):
+            if layer.factors is not None:
+                measured = self.ranks.get(layer.name, {"1": _GUESS["rank"]})
+                known = sorted((float(share), max(damage, 1e-6)) for share, damage in measured.items())
+                shares, damages = np.array([(0.0, 0.0), *known]).T
+                within = np.interp(options.ratios, shares, np.maximum.accumulate(damages))
+                table[row] = within * np.maximum(1.0, options.ratios / shares[-1])
+        return table
 
     def _of_group(self, options: Options, index: int) -> Floats:
         """Through the measured widths; beyond them a power law."""

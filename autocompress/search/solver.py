@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress.search.cost import in_vectors, multiplications, stored_bytes
+from autocompress.search.cost import layer_bytes, stored_bytes, work_of
 from autocompress.search.options import Candidates, Flags, Floats, Ints, Options, stack
 
 _SWEEPS = 3
@@ -23,6 +23,7 @@ class Prices:
 
     Attributes:
         width, bits, blocks: damage per option, [groups, options], [layers, options] and [blocks].
+        rank: damage per option, [layers, options]; not looked at where no layer may be factored.
         size: [n] damage that one byte is worth; `latency`: [n] the same for the whole baseline's latency.
         multiply, move: [n, layers] latency ratio per unit of work, as `LatencyModel.layer_shares` gives it.
         activations: [n] kinds, which are given.
@@ -32,6 +33,7 @@ class Prices:
     width: Floats
     bits: Floats
     blocks: Floats
+    rank: Floats
     size: Floats
     latency: Floats
     multiply: Floats
@@ -64,17 +66,20 @@ class Solver:
         return stack([whole, shorter]).take(np.where(better, rows + len(whole), rows))
 
     def _descend(self, prices: Prices, removed: Flags) -> Candidates:
-        width = np.zeros((len(prices.size), len(self._options.channels)), np.int64)
-        bits = self._best_bits(prices, width)
+        count, layers = len(prices.size), len(self._options.taps)
+        width = np.zeros((count, len(self._options.channels)), np.int64)
+        rank = np.zeros((count, layers if self._options.factors else 0), np.int64)
+        bits = self._best_bits(prices, width, rank)
         for _ in range(_SWEEPS):
-            before = width.copy()
+            before = width.copy(), rank
             for touched in self._classes:
-                width[:, touched.groups] = self._best_widths(prices, touched, width, bits, removed)
-            bits = self._best_bits(prices, width)
-            if np.array_equal(before, width):
+                width[:, touched.groups] = self._best_widths(prices, touched, width, bits, rank, removed)
+            rank = self._best_ranks(prices, width, bits) if self._options.factors else rank
+            bits = self._best_bits(prices, width, rank)
+            if np.array_equal(before[0], width) and np.array_equal(before[1], rank):
                 break
         return Candidates(
-            width=width, bits=bits, activations=prices.activations, removed=removed, zeroed=np.zeros(len(width))
+            width=width, bits=bits, activations=prices.activations, removed=removed, zeroed=np.zeros(count), rank=rank
         )
 
     def cost(self, prices: Prices, candidates: Candidates) -> Floats:
@@ -88,25 +93,46 @@ class Solver:
         """(damage of every group, of every layer) and the price of every layer, if nothing were left out."""
         options = self._options
         groups, layers = np.arange(len(options.channels)), np.arange(len(options.taps))
-        damage = prices.width[groups, candidates.width], prices.bits[layers, candidates.bits]
+        per_layer = prices.bits[layers, candidates.bits]
+        if options.factors:
+            per_layer = per_layer + prices.rank[layers, candidates.rank]
+        damage = prices.width[groups, candidates.width], per_layer
         outputs, inputs = options.shapes(candidates.width)
-        bits = self._layer_bits[candidates.bits]
-        size = stored_bytes(outputs * inputs * options.taps, bits) + 4 * outputs * (1 + (bits <= 8))
-        time = prices.multiply * multiplications(options, outputs, inputs)
-        time = time + prices.move * options.positions * in_vectors(outputs)
+        bits, rank = self._layer_bits[candidates.bits], options.kept_ranks(candidates.rank, outputs, inputs)
+        size = sum(layer_bytes(options, outputs, inputs, bits, rank))
+        multiplied, moved = work_of(options, outputs, inputs, rank)
+        time = prices.multiply * multiplied + prices.move * moved
         price: Floats = prices.size[:, None] * size + prices.latency[:, None] * time
         return damage, price
 
-    def _best_bits(self, prices: Prices, width: Ints) -> Ints:
+    def _best_ranks(self, prices: Prices, width: Ints, bits: Ints) -> Ints:
+        """The share that is saved of every layer, given widths and bits, [n, layers]."""
+        options = self._options
+        outputs, inputs = (shape[..., None] for shape in options.shapes(width))  # [n, layers, 1]
+        every = np.arange(len(options.taps))
+        rank = options.kept_ranks(np.arange(len(options.ratios)), outputs, inputs, every)
+        size = sum(layer_bytes(options, outputs, inputs, self._layer_bits[bits][..., None], rank, every))
+        multiplied, moved = work_of(options, outputs, inputs, rank, every)
+        time = prices.multiply[..., None] * multiplied + prices.move[..., None] * moved
+        price = prices.size[:, None, None] * size + prices.latency[:, None, None] * time
+        best: Ints = (prices.rank[None] + price).argmin(2)
+        return best
+
+    def _best_bits(self, prices: Prices, width: Ints, rank: Ints) -> Ints:
         outputs, inputs = self._options.shapes(width)
-        weights = (outputs * inputs * self._options.taps)[..., None]  # [n, layers, 1]
-        stored = stored_bytes(weights, self._layer_bits)
+        weights = outputs * inputs * self._options.taps
+        if (kept := self._options.kept_ranks(rank, outputs, inputs)) is not None:
+            first = self._options.first_taps
+            weights = np.where(kept > 0, kept * (inputs * first + outputs * self._options.taps / first), weights)
+        stored = stored_bytes(weights[..., None], self._layer_bits)  # [n, layers, options]
         price = prices.bits[None] + prices.size[:, None, None] * stored
         price = np.where(np.arange(len(self._layer_bits)) < prices.least_bits[:, None, None], np.inf, price)
         best: Ints = price.argmin(2)
         return best
 
-    def _best_widths(self, prices: Prices, touched: _Touched, width: Ints, bits: Ints, removed: Flags) -> Ints:
+    def _best_widths(
+        self, prices: Prices, touched: _Touched, width: Ints, bits: Ints, rank: Ints, removed: Flags
+    ) -> Ints:
         options, layer, group = self._options, touched.layer, touched.group
         outputs, inputs = options.shapes(width)
         now = options.widths[group, width[:, group]].astype(float)  # [n, pairs]
@@ -116,9 +142,12 @@ class Solver:
         into = np.maximum(inputs[:, layer, None] + touched.feeds[:, None] * (asked - now[..., None]), 1.0)
         width_bits = self._layer_bits[bits[:, layer]][..., None]
         size = out * into * options.taps[layer][:, None] * width_bits / 8 + 4 * out * (1 + (width_bits <= 8))
-        work = multiplications(options, out, into, layer)
-        moved = options.positions[layer][:, None] * in_vectors(out)
-        time = prices.multiply[:, layer, None] * work + prices.move[:, layer, None] * moved
+        kept = options.kept_ranks(rank[:, layer, None], out, into, layer) if options.factors else None
+        if kept is not None:
+            apart = sum(layer_bytes(options, out, into, width_bits, kept, layer))
+            size = np.where(kept > 0, apart, size)
+        multiplied, moved = work_of(options, out, into, kept, layer)
+        time = prices.multiply[:, layer, None] * multiplied + prices.move[:, layer, None] * moved
         price = prices.size[:, None, None] * size + prices.latency[:, None, None] * time
         price = price * options.layers_left(removed)[:, layer, None]
         damage = prices.width[touched.groups] * options.groups_left(removed)[:, touched.groups, None]

@@ -13,6 +13,7 @@ import numpy as np
 from autocompress.search.options import Candidates, Floats, Options
 
 _AT_WORST = (0.06, 0.005, 0.002)  # drop at first believed of the narrowest widths, the fewest bits, integer activations
+_LOWEST_RANK = 0.03  # the same of the lowest ranks
 _ZEROED = 0.05  # drop at first believed of a network with all single weights zero, by the power below
 _STEEP = 4.0  # of the share of zeros with which the damage grows
 _OWN_WAY = 0.5  # sd of a group's or layer's own weight, relative to its scale
@@ -62,6 +63,7 @@ class DamageModel:
         bits: [layers, options] damage of rounding one layer alone, untrained.
         blocks: [blocks] damage of leaving one block out, untrained.
         activations: [kinds] the same for all activations at once.
+        rank: [layers, options] damage of factoring one layer alone, untrained.
         learns: False keeps the prior, for comparison.
     """
 
@@ -73,6 +75,7 @@ class DamageModel:
         bits: Floats,
         blocks: Floats,
         activations: Floats,
+        rank: Floats,
         learns: bool = True,
     ) -> None:
         self._options = options
@@ -87,9 +90,17 @@ class DamageModel:
         scale = np.array(_AT_WORST) / np.maximum(worst, 1e-9)
         own = np.concatenate([np.full(groups, scale[0]), np.full(layers, scale[1]), np.full(count, scale[0])])
         zeros = np.full(int(options.zeroed.any()), _ZEROED)
+        self.rank = np.sqrt(np.maximum(rank, 0.0))
+        lowest = self.rank.max(-1, initial=0.0).sum()
+        ranks = np.full(1 + len(self.rank), _LOWEST_RANK / max(lowest, 1e-9)) if options.factors else np.zeros(0)
+        shared = np.arange(len(ranks)) == 0  # one scale for all layers, and what each of them deviates from it
         self._belief = LinearBelief(
-            np.concatenate([scale, np.zeros(len(own)), zeros]), np.concatenate([2 * scale, _OWN_WAY * own, zeros])
+            np.concatenate([scale, np.zeros(len(own)), zeros, ranks * shared]),
+            np.concatenate([2 * scale, _OWN_WAY * own, zeros, ranks * np.where(shared, 2.0, _OWN_WAY)]),
         )
+        self._ranks = len(scale) + len(own) + len(zeros)  # where they begin
+        every = np.arange(self._ranks + len(ranks))
+        self._jittered = (every > 2) & (every != self._ranks)  # the scales themselves are not drawn
 
     def observe(self, one: Candidates, drop: float, *, training: float, noise: float) -> None:
         """Learn from one trained trial.
@@ -111,12 +122,12 @@ class DamageModel:
         spread = np.hypot(self._belief.sd_of(features), _FLOOR + _MISFIT * np.maximum(mean, 0.0))
         return mean, spread
 
-    def tables(self, jitter: np.random.Generator | None = None) -> tuple[Floats, Floats, Floats]:
-        """Damage per width, bits and block as now believed, or as drawn from the belief: what the solver adds up."""
+    def tables(self, jitter: np.random.Generator | None = None) -> tuple[Floats, Floats, Floats, Floats]:
+        """Damage per width, bits, block and rank as now believed, or as drawn from the belief: what the solver adds."""
         theta = self._belief.mean
         if jitter is not None:
             own = np.sqrt(np.maximum(np.diag(self._belief.covariance), 0.0))
-            theta = theta + own * jitter.standard_normal(len(theta)) * (np.arange(len(theta)) > 2)
+            theta = theta + own * jitter.standard_normal(len(theta)) * self._jittered
         groups, layers = len(self.width), len(self.bits)
         floor = _AT_LEAST * np.maximum(theta[:3], 1e-9)
         by_group = np.maximum(theta[0] + theta[3 : 3 + groups], max(floor[0], 1e-6))
@@ -124,7 +135,11 @@ class DamageModel:
         by_block = np.maximum(
             theta[0] + theta[3 + groups + layers : 3 + groups + layers + len(self.blocks)], max(floor[0], 1e-6)
         )
-        return self.width * by_group[:, None], self.bits * by_layer[:, None], self.blocks * by_block
+        rank = self.rank
+        if self._options.factors:
+            scale, deviations = theta[self._ranks], theta[self._ranks + 1 :]
+            rank = rank * np.maximum(scale + deviations, max(_AT_LEAST * scale, 1e-6))[:, None]
+        return self.width * by_group[:, None], self.bits * by_layer[:, None], self.blocks * by_block, rank
 
     def _features(self, candidates: Candidates) -> Floats:
         """What a plan chose of each table, first summed by kind, then one by one, and the zeros, [n, parts]."""
@@ -137,6 +152,9 @@ class DamageModel:
         parts = [sums, per_group, per_layer, per_block]
         if options.zeroed.any():
             parts.append(candidates.zeroed[:, None] ** _STEEP)
+        if options.factors:
+            per_rank = self.rank[rows[1], candidates.rank] * options.layers_left(candidates.removed)
+            parts += [per_rank.sum(1, keepdims=True), per_rank]
         found: Floats = np.concatenate(parts, axis=1)
         return found
 

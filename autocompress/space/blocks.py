@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.records import BlockFacts, GroupFacts
 from autocompress.space.groups import build_graph, full_group, slice_group
-from autocompress.space.layers import CONVS
+from autocompress.space.layers import CONVS, replace_module_
 
 _WEIGHTED = (*CONVS, nn.Linear)
 
@@ -172,7 +172,7 @@ def _keep_what_works(model: nn.Module, example: Sequence[Tensor], blocks: list[B
 
     A forward may insist on a block's own parts: `nn.TransformerEncoder` reads attributes of its first layer.
     """
-    from autocompress.compress.drop import drop_blocks_, replace_module_
+    from autocompress.compress.drop import drop_blocks_
 
     kept: list[BlockFacts] = []
     with torch.no_grad():

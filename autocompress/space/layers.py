@@ -102,6 +102,12 @@ def _reason_to_skip(name: str, module: nn.Module, uses: Counter[int], skip: tupl
     return ""
 
 
+def replace_module_(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where the model has the submodule of this name, in place."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
 def count_macs(model: nn.Module, example: Sequence[Tensor]) -> int:
     """Multiply-accumulates of all Conv, Linear and recurrent layers for one sample.
 

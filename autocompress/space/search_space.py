@@ -61,6 +61,7 @@ class SearchSpace:
         """Every searched parameter by its lasting name; what has a single choice is left out."""
         found = {f"prune_ratio/{g.name}": self._ratios(g) for g in self.facts.groups}
         found |= {f"weight_bits/{n.name}": Parameter(choices=self.config.weight_bits) for n in self.facts.layers}
+        found |= {f"rank_ratio/{name}": Parameter(choices=self.config.rank_ratio) for name in self._factorable()}
         if self.config.remove_blocks:
             found |= {f"remove_block/{b.name}": Parameter(choices=(False, True)) for b in self.facts.blocks}
         return _searched(found | self._shared())
@@ -74,6 +75,8 @@ class SearchSpace:
             "knob/bits": Parameter(choices=self.config.weight_bits),
             "knob/bits_ends": Parameter(choices=(0, 1)),
         }
+        if self._factorable():
+            found["knob/rank_ratio"] = Parameter(choices=self.config.rank_ratio)
         return _searched(found | self._shared())
 
     def decode(self, params: Mapping[str, Any]) -> CompressionPlan:
@@ -85,8 +88,9 @@ class SearchSpace:
         ratios = {g.name: snap(g, params.get(f"prune_ratio/{g.name}", 0.0)) for g in self.facts.groups}
         first = self.config.weight_bits[-1]
         bits = {n.name: params.get(f"weight_bits/{n.name}", first) for n in self.facts.layers}
+        ranks = {n: params.get(f"rank_ratio/{n}", self.config.rank_ratio[0]) for n in self._factorable()}
         removed = tuple(b.name for b in self.facts.blocks if params.get(f"remove_block/{b.name}", False))
-        return self._plan(ratios, bits, params, removed)
+        return self._plan(ratios, bits, params, ranks, removed)
 
     def encode(self, plan: CompressionPlan) -> dict[str, Any] | None:
         """Raw parameters of a plan, or None where it lies outside of the space.
@@ -95,6 +99,8 @@ class SearchSpace:
         """
         raw, plan = self.raw(), self.canonical(plan)
         if any(f"remove_block/{name}" not in raw for name in plan.removed_blocks):
+            return None
+        if any(ratio > 0 and ratio not in self.config.rank_ratio for ratio in plan.rank_ratio.values()):
             return None
         gone, default = self.facts.layers_in(plan.removed_blocks), self.config.weight_bits[-1]
         values: dict[str, Any] = {
@@ -113,6 +119,10 @@ class SearchSpace:
             f"weight_bits/{n.name}": default if n.name in gone else plan.weight_bits.get(n.name, 32)
             for n in self.facts.layers
         }
+        values |= {
+            f"rank_ratio/{n}": self.config.rank_ratio[0] if n in gone else plan.rank_ratio.get(n, 0.0)
+            for n in self._factorable()
+        }
         values |= {f"remove_block/{b.name}": b.name in plan.removed_blocks for b in self.facts.blocks}
         inside = all(not p.choices or values[n] in p.choices for n, p in raw.items())
         inside = inside and all(p.choices or values[n] <= p.high + 1e-9 for n, p in raw.items())
@@ -127,6 +137,7 @@ class SearchSpace:
             plan,
             prune_ratio={g: r for g, r in plan.prune_ratio.items() if g not in groups},
             weight_bits={n: b for n, b in plan.weight_bits.items() if n not in layers},
+            rank_ratio={n: r for n, r in plan.rank_ratio.items() if n not in layers},
         )
 
     def from_knobs(self, knobs: Mapping[str, Any]) -> CompressionPlan:
@@ -134,7 +145,8 @@ class SearchSpace:
 
         `prune_level` is the mean share removed; `prune_slope` above 0 takes more from late groups;
         `prune_coupled` below 0 takes less from groups that tie several layers together;
-        `bits_ends` 1 keeps the first and the last layer at 8 bits at least.
+        `bits_ends` 1 keeps the first and the last layer at 8 bits at least; `rank_ratio` is that of every layer that
+        can be factored.
         """
         ratios: dict[str, float] = {}
         count = len(self.facts.groups)
@@ -150,7 +162,8 @@ class SearchSpace:
         if bits and knobs.get("knob/bits_ends", 1):
             for end in (self.facts.layers[0].name, self.facts.layers[-1].name):
                 bits[end] = max(8, base)
-        return self._plan(ratios, bits, knobs)
+        rank = knobs.get("knob/rank_ratio", self.config.rank_ratio[0])
+        return self._plan(ratios, bits, knobs, dict.fromkeys(self._factorable(), rank))
 
     def references(self) -> list[tuple[str, CompressionPlan]]:
         """The plans that every study evaluates first, after the dense model: fp16 and post-training int8."""
@@ -177,6 +190,10 @@ class SearchSpace:
                 found.append((f"uniform: {ratio:.0%} pruned, {base} bits, {activations} activations", plan))
         return found
 
+    def _factorable(self) -> list[str]:
+        """Layers that may be factored."""
+        return [n.name for n in self.facts.layers if n.factors is not None]
+
     def _ratios(self, group: GroupFacts) -> Parameter:
         # Optuna divides in decimals, and lowers a highest value that is no multiple of the step to the last digit:
         # twelve digits multiply without rounding. Rounded up, so that the true ratio is never above the highest.
@@ -200,7 +217,12 @@ class SearchSpace:
         }
 
     def _plan(
-        self, ratios: dict[str, float], bits: dict[str, int], values: Mapping[str, Any], removed: tuple[str, ...] = ()
+        self,
+        ratios: dict[str, float],
+        bits: dict[str, int],
+        values: Mapping[str, Any],
+        ranks: dict[str, float],
+        removed: tuple[str, ...] = (),
     ) -> CompressionPlan:
         kind: SparsityKind = values.get("sparsity_kind", self.config.sparsity_kind[0])
         plan = CompressionPlan(
@@ -218,6 +240,7 @@ class SearchSpace:
             levels=values.get("levels", self.config.levels[0]),
             sparsity=_share_of(values.get("sparsity", self.config.sparsity[0]), kind),
             sparsity_kind=kind,
+            rank_ratio=ranks,
         )
         return self.canonical(plan)
 

@@ -125,13 +125,13 @@ def soups(rivals: list[Rival]) -> list[list[Rival]]:
     """Trained trials of one shape, the best first, that are about as good: what is worth averaging.
 
     Their plans may differ in how weights are rounded, which the float weights know nothing of. One on the front
-    must be among them.
+    must be among them. Networks with factors are left out: two trainings factor one layer along different directions.
     """
     on_front = set(candidates(rivals))
     shapes: dict[str, list[Rival]] = {}
     for rival in rivals:
         plan = rival.plan
-        if plan.trains:
+        if plan.trains and not any(ratio > 0 for ratio in plan.rank_ratio.values()):
             key = (sorted((g, r) for g, r in plan.prune_ratio.items() if r > 0), plan.removed_blocks, plan.importance)
             shapes.setdefault(repr(key), []).append(rival)
     found = []

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from autocompress.compress.compensate import Grams, input_grams
 from autocompress.compress.drop import drop_blocks_
+from autocompress.compress.factor import merge_factors
 from autocompress.compress.importance import score_channels
 from autocompress.compress.prune import kept_scores, prune, prune_to_plan
 from autocompress.compress.sparsify import Sparsity
@@ -45,6 +46,7 @@ from autocompress.search.profile import measure_sensitivity
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.space.attention import open_attention_
 from autocompress.space.blocks import find_blocks, with_groups
+from autocompress.space.factors import find_factors
 from autocompress.space.groups import find_groups, input_sources
 from autocompress.space.layers import count_macs, find_layers, output_positions
 from autocompress.space.search_space import kept_widths
@@ -99,19 +101,22 @@ class Task:
 
     def prune(self, plan: CompressionPlan, heir_of: Ancestor | None = None) -> nn.Module:
         """The network of a plan before any training, cut from the teacher or from a network that was trained before."""
-        scores = self.scores(plan.importance)
+        scores, samples = self.scores(plan.importance), self.exporter.samples
         if heir_of is None:
-            return prune_to_plan(self.model, plan, self.facts, scores, self.example, grams=self.grams)
+            return prune_to_plan(self.model, plan, self.facts, scores, self.example, grams=self.grams, samples=samples)
         # Blocks that the ancestor lacks are put back, untrained: the heir lacks them too, and groups keep their roots.
-        ancestor = prune_to_plan(self.model, replace(heir_of.plan, removed_blocks=()), self.facts, scores, self.example)
-        ancestor.load_state_dict(load_state(heir_of.weights), strict=False)
-        before = kept_widths(self.facts, replace(heir_of.plan, removed_blocks=()))
+        # Its factors are multiplied out, and found again at the heir's rank: at the ancestor's own nothing is lost.
+        whole_plan = replace(heir_of.plan, removed_blocks=(), rank_ratio={})
+        ancestor = prune_to_plan(self.model, whole_plan, self.facts, scores, self.example)
+        ancestor.load_state_dict(merge_factors(load_state(heir_of.weights), heir_of.plan), strict=False)
+        before = kept_widths(self.facts, whole_plan)
         same = all(before[name] == width for name, width in kept_widths(self.facts, plan).items() if width)
         grams = None
         if self.grams is not None and not same:
             whole = drop_blocks_(copy.deepcopy(ancestor), heir_of.plan.removed_blocks)
-            grams = input_grams(whole, self.exporter.samples)
-        return prune_to_plan(ancestor, plan, self.facts, kept_scores(scores, before), self.example, grams=grams)
+            grams = input_grams(whole, samples)
+        left = kept_scores(scores, before)
+        return prune_to_plan(ancestor, plan, self.facts, left, self.example, grams=grams, samples=samples)
 
     def scores(self, criterion: Importance) -> dict[str, Tensor]:
         """Importance of every channel by `criterion`, computed on first use."""
@@ -429,10 +434,11 @@ def _find_facts(
         for layer in layers
     )
     blocks = find_blocks(model, example, skip=config.space.skip) if config.space.remove_blocks else []
+    factors, whole = find_factors(model, example, named) if config.space.factors else ({}, [])
     return ModelFacts(
-        layers=named,
+        layers=tuple(replace(layer, factors=factors.get(layer.name)) for layer in named),
         groups=tuple(groups),
-        skips=(*unquantized, *skips, *unpruned, *_in_float(model)),
+        skips=(*unquantized, *skips, *unpruned, *_in_float(model), *whole),
         notes=tuple(notes),
         blocks=tuple(with_groups(model, example, blocks, groups)),
     )
@@ -494,6 +500,7 @@ def _sensitivity(task: Task, data: str, report: Report) -> Sensitivity:
         _spread(task.splits.train, _PROFILED),
         narrow,
         low_bits=sorted(low)[:2],
+        ratios=sorted((r for r in config.space.rank_ratio if r > 0), reverse=True),
         seconds=_PROFILE_SHARE * task.source.budget_s,
         report=report,
         task=task.splits.task,

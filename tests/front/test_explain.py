@@ -25,6 +25,13 @@ SLOWER: dict[str, Any] = {"latency_ratio": 1.4, "latency_ratio_ci": (1.38, 1.42)
 FASTER: dict[str, Any] = {"latency_ratio": 1 / 2.3, "latency_ratio_ci": (0.42, 0.44)}
 
 
+def test_factored_layers_are_told_with_what_they_save():
+    plan = CompressionPlan(rank_ratio={"a": 0.5, "b": 0.0, "c": 0.5})
+    assert plan_lines(plan)[0] == "factored: 2 layers to low rank, to save 50% of each"
+    plan = CompressionPlan(rank_ratio={"a": 0.25, "b": 0.5})
+    assert plan_lines(plan)[0] == "factored: 2 layers to low rank, to save 25% to 50% of each"
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

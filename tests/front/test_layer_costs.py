@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from front_factories import make_trial
 
 from autocompress.front.layer_costs import LayerLatencies, dense, layer_costs
 from autocompress.plan import CompressionPlan
-from autocompress.records import BlockFacts, GroupFacts, LayerFacts, ModelFacts
+from autocompress.records import BlockFacts, FactorFacts, GroupFacts, LayerFacts, ModelFacts
 
 LAYERS = (
     LayerFacts(name="a", kind="conv", weights=16 * 3 * 9, out_channels=16, in_channels=3, group="a", positions=64),
@@ -46,6 +48,17 @@ def test_bytes_are_packed_weights_a_bias_and_a_scale() -> None:
 def test_multiply_accumulates_are_those_of_the_remaining_network() -> None:
     assert [cost.macs for cost in layer_costs(FACTS, TRIAL)] == [8 * 3 * 9 * 64, 24 * 8 * 9 * 16, 24 * 10]
     assert [c.macs for c in layer_costs(FACTS, dense(TRIAL))] == [n.weights * n.positions for n in LAYERS]
+
+
+def test_a_factored_layer_holds_and_multiplies_what_both_factors_do() -> None:
+    """b keeps 24 of 32 outputs and 8 of 16 inputs: 8 x 3 + 24 x 3 weights per direction, even at rank 18."""
+    factors = FactorFacts(taps=3, places=2.0)
+    facts = replace(FACTS, layers=(LAYERS[0], replace(LAYERS[1], factors=factors), LAYERS[2]))
+    trial = replace(TRIAL, plan=replace(PLAN, rank_ratio={"b": 0.25}))
+    b = layer_costs(facts, trial)[1]
+    assert b.row.rank == 12  # a stride of 2: even at 24 * 8 * 9 / (8 * 3 * 2 + 24 * 3) = 14.4; three quarters are 10.8
+    assert b.size_bytes == (8 * 3 * 12 + 12 * 24 * 3) // 2 + 4 * 24 + 4 * (24 + 12)
+    assert b.macs == 16 * (8 * 3 * 12 * 2 + 12 * 24 * 3)
 
 
 def test_a_layer_that_went_with_its_block_costs_nothing() -> None:

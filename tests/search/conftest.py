@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from autocompress.config import SpaceConfig
-from autocompress.records import BlockFacts, GroupFacts, LayerFacts, ModelFacts
+from autocompress.records import BlockFacts, FactorFacts, GroupFacts, LayerFacts, ModelFacts
 from autocompress.search.options import Options
 from autocompress.space.search_space import SearchSpace
 
@@ -54,6 +54,24 @@ def residual() -> SearchSpace:
 @pytest.fixture
 def chain_options(chain: SearchSpace) -> Options:
     return Options(chain)
+
+
+@pytest.fixture
+def factored(residual: SearchSpace) -> SearchSpace:
+    """The same pair; its second convolution, and the first with a stride of 2, may be two factors."""
+    stem, inner, outer = residual.facts.layers
+    layers = (
+        stem,
+        replace(inner, factors=FactorFacts(taps=3, places=2.0)),
+        replace(outer, factors=FactorFacts(taps=3)),
+    )
+    facts = replace(residual.facts, layers=layers)
+    return SearchSpace(config=residual.config.model_copy(update={"rank_ratio": (0.0, 0.5, 0.75)}), facts=facts)
+
+
+@pytest.fixture
+def factored_options(factored: SearchSpace) -> Options:
+    return Options(factored)
 
 
 @pytest.fixture

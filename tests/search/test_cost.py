@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autocompress.search.cost import LatencyModel, SizeModel, in_vectors, stored_bytes, zipped_share
+from autocompress.search.cost import LatencyModel, SizeModel, in_vectors, layer_work, stored_bytes, zipped_share
 
 
 def test_stored_bytes_at_every_width():
@@ -45,6 +45,34 @@ def test_size_is_exact_after_one_file_of_its_kind(chain, chain_options):
     assert model.predict(dense).tolist() == [weights + 8 * 74 + 1234]
     half = chain_options.encode([chain.decode({"weight_bits/a": 4})])
     assert model.predict(dense)[0] - model.predict(half)[0] == 432
+
+
+def test_factors_are_weighed_as_two_layers(factored, factored_options):
+    """Outer, 32 to 16 channels, is even at 4608 / (96 + 48) = 32: half of that are two factors of rank 16."""
+    whole, half, most = (
+        factored_options.encode([factored.decode({"weight_bits/outer": 4, "rank_ratio/outer": ratio})])
+        for ratio in (0.0, 0.5, 0.75)
+    )
+    model = SizeModel(factored_options)
+    weights = [float(model.predict(one)[0]) for one in (whole, half, most)]
+    nodes = 120  # about what a second node takes in the graph
+    assert weights[0] - weights[1] == (4608 - 16 * (32 * 3 + 16 * 3)) / 2 - 4 * 16 - nodes
+    assert weights[1] - weights[2] == 8 * (32 * 3 + 16 * 3) / 2 + 4 * 8
+    assert factored_options.params(half, 0)["rank_ratio/outer"] == 0.5
+    assert "rank_ratio/stem" not in factored_options.params(half, 0)
+
+
+def test_factors_multiply_what_both_of_them_do(factored, factored_options):
+    """With a stride of 2 the first factor of inner works at twice the places."""
+    plans = [factored.decode({"rank_ratio/inner": ratio, "rank_ratio/outer": ratio}) for ratio in (0.0, 0.5)]
+    multiplied, moved = layer_work(factored_options, factored_options.encode(plans))
+    ranks = 16 * 32 * 9 / (16 * 3 * 2 + 32 * 3) / 2, 16  # 12 and 16
+    assert multiplied[0].tolist() == [64 * 9 * 4 * 16, 64 * 9 * 16 * 32, 64 * 9 * 32 * 16]
+    assert multiplied[1].tolist() == [
+        multiplied[0, 0], 64 * 3 * (2 * 16 * 16 + 12 * 32), 64 * 3 * (32 * 16 + 16 * 16),
+    ]  # fmt: skip
+    assert ranks == (12, 16)
+    assert moved[1].tolist() == [64 * 16, 64 * (32 + 2 * 16), 64 * (16 + 16)]  # 12 in vectors of 8 are 16
 
 
 def test_a_noisy_timing_moves_the_latency_table_less(chain, chain_options):

@@ -164,3 +164,22 @@ def test_measured_sensitivities_steer_the_first_proposals(chain):
     study = open_study(sampler(chain, sensitivity=Sensitivity(width=width)))
     found = [chain.decode(ask(study, chain).params).prune_ratio for _ in range(6)]
     assert np.mean([p["b"] for p in found]) < np.mean([(p["a"] + p["c"]) / 2 for p in found])
+
+
+def test_it_finds_out_which_layer_bears_low_rank(factored):
+    """Factors of outer cost nothing, those of inner 8 points: the later proposals factor the one and not the other."""
+    study = open_study(sampler(factored))
+    found = []
+    for _ in range(12):
+        trial = ask(study, factored)
+        assert set(trial.params) == set(factored.raw())
+        plan = factored.decode(trial.params)
+        inner, outer = plan.rank_ratio["inner"], plan.rank_ratio["outer"]
+        pruned = sum(plan.prune_ratio.values())
+        drop = 0.08 * inner + 0.05 * pruned
+        size = 1_000 * np.mean(list(plan.weight_bits.values())) * (3 - inner - outer - pruned)
+        study.tell(trial, [0.95 - drop, size, 1 - 0.3 * (inner + outer)])
+        found.append((inner, outer))
+    inner, outer = np.array(found[-6:]).mean(0)
+    assert outer > inner
+    assert outer > 0.25

@@ -30,6 +30,13 @@ def test_a_network_that_lacks_a_channel_is_no_parent():
     assert parent_of(PLAN, trained(1, 0.75, 0.0)) is None
 
 
+def test_a_network_with_fewer_directions_is_no_parent():
+    whole, half, most = (trained(n, 0.5, 0.5, rank_ratio={"fc": r}) for n, r in ((1, 0.0), (2, 0.5), (3, 0.75)))
+    child = CompressionPlan(prune_ratio={"a": 0.5, "b": 0.5}, rank_ratio={"fc": 0.5})
+    assert parent_of(child, most) is None
+    assert parent_of(child, whole, half, most) == 2
+
+
 def test_of_equal_ones_the_longest_trained():
     assert parent_of(PLAN, trained(1, 0.5, 0.5), trained(2, 0.5, 0.5, seconds=9.0)) == 2
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from autocompress.compress.compensate import input_grams
 from autocompress.compress.prune import prune
-from autocompress.records import ModelFacts
+from autocompress.records import FactorFacts, ModelFacts
 from autocompress.recover.damage import divergence, reestimate_
 from autocompress.search.profile import measure_sensitivity
 from autocompress.space.groups import find_groups
@@ -35,6 +37,24 @@ def test_every_group_and_layer_is_measured_and_more_compression_does_more_damage
         assert damages["2"] > damages["3"] > 0
     assert all(damage > 0 for damages in found.width.values() for damage in damages.values())
     assert found.samples == 32
+
+
+def test_every_layer_that_may_be_factored_is_measured_with_every_share():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4)
+        )
+    model.eval()
+    layers = find_layers(model)[0]
+    facts = ModelFacts(
+        layers=tuple(replace(n, factors=FactorFacts() if n.name == "1" else None) for n in layers), groups=()
+    )
+    found = measure_sensitivity(
+        model, facts, IMAGES, lambda _: model, low_bits=(), ratios=(0.75, 0.25), seconds=60.0, report=lambda text: None
+    )
+    assert set(found.ranks) == {"1"}
+    assert found.ranks["1"]["0.75"] > found.ranks["1"]["0.25"] > 0
 
 
 def test_it_keeps_to_its_time(tiny_model):

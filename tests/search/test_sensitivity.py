@@ -27,3 +27,10 @@ def test_rounding_noise_quadruples_with_each_bit_taken(chain_options):
 def test_it_survives_json():
     found = Sensitivity(width={"a": {"8": 0.5}}, bits={"b": {"2": 0.1}}, seconds=1.5, samples=256)
     assert Sensitivity.from_dict(found.to_dict()) == found
+
+
+def test_ranks_go_through_what_was_measured_and_whole_layers_lose_nothing(factored_options):
+    table = Sensitivity(ranks={"outer": {"0.5": 0.2}}).tables(factored_options)["rank"]
+    assert table[0].tolist() == [0.0, 0.0, 0.0], "the stem cannot be factored"
+    assert table[1].tolist() == pytest.approx([0.0, 0.05, 0.075]), "a guess, in proportion to what is saved"
+    assert table[2].tolist() == pytest.approx([0.0, 0.2, 0.3])

@@ -22,6 +22,7 @@ def prices(options, *, size: float, latency: float, seed: int) -> Prices:
         width=width,
         bits=bits,
         blocks=np.full(len(options.blocks), 0.3),
+        rank=options.ratios**2 * generator.uniform(0.2, 2.0, (layers, 1)) * options.factored[:, None],
         size=np.array([size]),
         latency=np.array([latency]),
         multiply=np.broadcast_to(1 / work.sum(), (1, layers)),
@@ -37,6 +38,8 @@ def everything(options, asked: Prices) -> tuple[float, Candidates]:
     both = list(itertools.product((False, True), repeat=len(options.blocks)))
     removed = np.array(both, bool).reshape(len(both), len(options.blocks))
     none = np.zeros(len(bits), np.int64)
+    each = [range(len(options.ratios) if f else 1) for f in options.factored] if options.factors else []
+    ranks = np.array(list(itertools.product(*each)), np.int64)
     rows = [
         Candidates(
             width=np.repeat(w[None], len(bits), 0),
@@ -44,16 +47,18 @@ def everything(options, asked: Prices) -> tuple[float, Candidates]:
             activations=none,
             removed=np.repeat(r[None], len(bits), 0),
             zeroed=np.zeros(len(bits)),
+            rank=np.repeat(k[None], len(bits), 0),
         )
         for w in width
         for r in removed
+        for k in ranks
     ]
     costs = [Solver(options).cost(asked, row) for row in rows]
     best = min(range(len(rows)), key=lambda i: costs[i].min())
     return float(costs[best].min()), rows[best].take(np.array([costs[best].argmin()]))
 
 
-@pytest.mark.parametrize("space", ["chain_options", "residual_options", "block_options"])
+@pytest.mark.parametrize("space", ["chain_options", "residual_options", "block_options", "factored_options"])
 @pytest.mark.parametrize("seed", range(8))
 def test_the_plan_is_within_two_percent_of_the_best_of_all(space, seed, request):
     options = request.getfixturevalue(space)

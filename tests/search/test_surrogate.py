@@ -31,13 +31,15 @@ def model(options: Options, **more) -> DamageModel:
     width = np.zeros(options.widths.shape)
     width[:, 1:] = 1.0
     bits = np.zeros((len(options.taps), len(options.bits)))
-    return DamageModel(options, width=width, bits=bits, blocks=np.ones(1), activations=np.zeros(2), **more)
+    rank = np.zeros((len(options.taps), len(options.ratios)))
+    rank[:, 1:] = 1.0
+    return DamageModel(options, width=width, bits=bits, blocks=np.ones(1), activations=np.zeros(2), rank=rank, **more)
 
 
 def plan(*width: int, removed: bool = False) -> Candidates:
     return Candidates(
         width=np.array([width]), bits=np.zeros((1, 3), np.int64), activations=np.zeros(1, np.int64),
-        removed=np.array([[removed]]), zeroed=np.zeros(1),
+        removed=np.array([[removed]]), zeroed=np.zeros(1), rank=np.zeros((1, 0), np.int64),
     )  # fmt: skip
 
 
@@ -76,3 +78,19 @@ def test_a_trial_that_was_trained_longer_says_more_of_the_short_ones(damage):
     for _ in range(20):
         damage.observe(plan(1, 1), 0.02, training=4.0, noise=0.0005)
     assert drop(damage, plan(1, 1)) == pytest.approx(0.04, rel=0.1)
+
+
+def test_one_layer_bears_low_rank_and_the_other_does_not(factored, factored_options):
+    damage = DamageModel(
+        factored_options, width=np.zeros(factored_options.widths.shape), bits=np.zeros((3, 2)), blocks=np.zeros(0),
+        activations=np.zeros(3), rank=np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]),
+    )  # fmt: skip
+    inner, outer = (factored_options.encode([factored.decode({f"rank_ratio/{n}": 0.5})]) for n in ("inner", "outer"))
+    assert drop(damage, inner) == drop(damage, outer) > 0
+    for _ in range(5):
+        damage.observe(inner, 0.05, training=1.0, noise=0.001)
+        damage.observe(outer, 0.005, training=1.0, noise=0.001)
+    assert drop(damage, inner) > 3 * drop(damage, outer)
+    rank = damage.tables()[3]
+    assert rank[1, 1] > 3 * rank[2, 1] > 0
+    assert rank[0].tolist() == [0.0, 0.0, 0.0]

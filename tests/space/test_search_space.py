@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from optuna.distributions import FloatDistribution
 
 from autocompress.config import SpaceConfig
 from autocompress.plan import CompressionPlan
-from autocompress.records import BlockFacts, GroupFacts, LayerFacts, ModelFacts
+from autocompress.records import BlockFacts, FactorFacts, GroupFacts, LayerFacts, ModelFacts
 from autocompress.space.search_space import SearchSpace, kept_widths, snap, width_after
 
 GROUPS = (
@@ -108,6 +110,22 @@ def test_every_block_is_a_parameter_unless_the_study_says_no():
     assert without.raw() == SPACE.raw()
     assert without.encode(WITH_BLOCKS.decode({"remove_block/a": True})) is None
     assert without.encode(WITH_BLOCKS.decode({})) is not None
+
+
+def test_layers_that_can_be_factored_have_a_ratio_each_and_one_dial_for_all():
+    layers = tuple(replace(n, factors=FactorFacts()) if n.name in ("conv2", "fc") else n for n in LAYERS)
+    facts = ModelFacts(layers=layers, groups=GROUPS, blocks=BLOCKS)
+    space = SearchSpace(config=SpaceConfig(rank_ratio=(0.0, 0.5)), facts=facts)
+    assert set(space.raw()) - set(WITH_BLOCKS.raw()) == {"rank_ratio/conv2", "rank_ratio/fc"}
+    assert set(space.knobs()) - set(WITH_BLOCKS.knobs()) == {"knob/rank_ratio"}
+    plan = space.decode({"rank_ratio/fc": 0.5})
+    assert plan.rank_ratio == {"conv2": 0.0, "fc": 0.5}
+    assert space.from_knobs({"knob/rank_ratio": 0.5}).rank_ratio == {"conv2": 0.5, "fc": 0.5}
+    assert space.decode({"remove_block/a": True, "rank_ratio/conv2": 0.5}).rank_ratio == {"fc": 0.0}
+    params = space.encode(plan)
+    assert params is not None
+    assert space.decode(params) == plan
+    assert WITH_BLOCKS.encode(plan) is None, "a ratio that this study does not have"
 
 
 def test_plans_that_make_the_same_network_are_equal():

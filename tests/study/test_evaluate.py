@@ -47,7 +47,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
         tables = {
             "model": {"factory": "autocompress.zoo.models:ResNet", "args": ARGS, "weights": "teacher.safetensors"},
             "data": {"factory": "tiny:make_tiny_data"},
-            "space": {"round_to": 2},
+            "space": {"round_to": 2, "rank_ratio": [0.0, 0.3]},
             "search": {"batch_size": 32},
         }
         config = load_config(tables, name="blocks")
@@ -117,6 +117,36 @@ def test_a_trial_goes_on_from_the_weights_of_one_without_the_same_blocks(task: T
     assert further.measurement is not None
     assert first.measurement is not None
     assert further.measurement.params == first.measurement.params
+
+
+def test_a_factored_trial_is_counted_exactly_and_its_heir_begins_where_it_ended(task: Task):
+    """16 x 16 x 3 x 3 is even at rank 24: 70 % of it are 16, two factors of 16 x 16 x 3."""
+    choices = {"activations": "float", "prune_ratio/conv1": 0.0}
+    whole = _run(task, 40, _plan(task, **choices))
+    plan = _plan(task, **choices, **{"rank_ratio/layers.2.conv2": 0.3})
+    record = _run(task, 41, plan)
+    assert (record.state, record.reason) == (TrialState.COMPLETE, "")
+    network = _network(task, record)
+    assert network.get_submodule("layers.2.conv2").rank == 16
+    assert record.measurement is not None
+    assert whole.measurement is not None
+    saved = 16 * 16 * 9 - 2 * 16 * 16 * 3
+    assert whole.measurement.params - record.measurement.params == saved
+    assert whole.measurement.macs - record.measurement.macs == 16 * saved
+    nodes = [node.op_type for node in onnx.load(task.source.workspace / str(record.artifact)).graph.node]
+    assert nodes.count("Conv") == 7
+    weights = task.source.folder / "trial-41" / "weights.safetensors"
+    heir = task.prune(plan, Ancestor(plan=plan, weights=weights))
+    with torch.no_grad():
+        assert torch.allclose(heir(*task.example), network(*task.example), atol=1e-4)
+    further = _run(task, 42, replace(plan, weight_bits=dict.fromkeys(plan.weight_bits, 4)), record)
+    assert (further.state, further.reason) == (TrialState.COMPLETE, "")
+
+
+def test_what_cannot_be_factored_is_named_with_its_reason(task: Task):
+    skips = {s.name: s.reason for s in task.facts.skips if s.what == "factor"}
+    assert skips["conv1"] == "it is so small that factors would hold or multiply as much"
+    assert "layers.2.conv2" not in skips
 
 
 def test_bits_and_ratios_inside_of_a_removed_block_do_no_harm(task: Task):
@@ -222,7 +252,11 @@ def test_trained_networks_can_teach_along(task: Task):
 
 @pytest.mark.parametrize(
     ("trial", "choices"),
-    [(36, {"activations": "uint8"}), (37, {"activations": "float", "sparsity": 0.5, "levels": "codebook"})],
+    [
+        (36, {"activations": "uint8"}),
+        (37, {"activations": "float", "sparsity": 0.5, "levels": "codebook"}),
+        (38, {"activations": "uint8", "rank_ratio/layers.2.conv2": 0.3, "prune_ratio/conv1": 0.0}),
+    ],
 )
 def test_a_file_is_made_again_from_plan_and_weights_to_the_last_bit(task: Task, trial: int, choices: dict[str, Any]):
     record = _run(task, trial, _plan(task, **choices))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +69,14 @@ def test_networks_of_one_shape_that_are_about_as_good_make_a_soup_the_best_first
         shaped(4, 0.001, 0.25, size=0.3),
     ]
     assert [[r.trial for r in members] for members in soups(alike)] == [[2, 1]]
+
+
+def test_networks_with_factors_are_not_averaged():
+    """Each training factors a layer along directions of its own."""
+    alike = [shaped(1, 0.012, 0.5), shaped(2, 0.010, 0.5)]
+    factored = [replace(r, plan=replace(r.plan, rank_ratio={"a": 0.5})) for r in alike]
+    assert soups(alike) != []
+    assert soups(factored) == []
 
 
 def test_nothing_is_averaged_without_a_point_of_the_front():
