@@ -141,8 +141,8 @@ def _legend(shown: Sequence[dict[str, Any]]) -> list[str]:
         ("dense model", RED, True),
     ):
         if present:
-            radius = 0 if color == ORANGE else 5
-            parts.append(f'<rect x="{x - 5}" y="{y - 9}" width="10" height="10" rx="{radius}" fill="{color}"/>')
+            square = f'<rect x="{x - 5}" y="{y - 9}" width="10" height="10" rx="{5 * (color == BLUE)}" fill="{color}"/>'
+            parts.append(_star(x, y - 4) if color == RED else square)
             parts.append(_text(x + 11, y, label))
             x += 40 + 7 * len(label)
     parts.append(_text(WIDTH - 20, y, "lower left is better", anchor="end"))
