@@ -55,11 +55,16 @@ class Choice:
     def _ensure_artifact(self) -> None:
         """Make the file again if the workspace holds the trial's weights and not its file, as a copied one may."""
         path = self.workspace / self.point.artifact
-        if path.is_file() or not path.with_name("weights.safetensors").is_file():
+        if path.is_file() or not (self.point.cascade or path.with_name("weights.safetensors").is_file()):
             return
-        from autocompress.study.rebuild import rebuild_artifact
+        from autocompress.study.rebuild import rebuild_artifact, rebuild_cascade
 
-        data = rebuild_artifact(self.study, self.point.plan, path.parent, self.workspace.absolute())
+        workspace = self.workspace.absolute()
+        if self.point.cascade is not None:
+            data = rebuild_cascade(self.study, self.point.cascade, self.point.plan, workspace)
+        else:
+            data = rebuild_artifact(self.study, self.point.plan, path.parent, workspace)
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
         unfinished.write_bytes(data)
         unfinished.replace(path)

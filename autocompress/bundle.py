@@ -21,8 +21,9 @@ from autocompress.front.explain import (
     format_ms,
     is_latency_tie,
     is_share,
+    made_of,
     metric_name,
-    plan_lines,
+    plan_document,
     words,
 )
 from autocompress.front.hypervolume import metric_drop
@@ -105,7 +106,7 @@ def write_bundle(point: FrontPoint, study: StudyRecord, *, workspace: Path, out:
     partial.mkdir(parents=True)
     try:
         shipped = _write_model(artifact, partial / "model.onnx", _provenance(point, study))
-        plan = json.dumps(point.plan.to_dict(), indent=2) + "\n"
+        plan = json.dumps(plan_document(point), indent=2) + "\n"
         (partial / "plan.json").write_text(plan, encoding="utf-8")
         (partial / "model_card.md").write_text(card_text(point, study, shipped), encoding="utf-8")
         (partial / "run.py").write_text(RUN_SCRIPT, encoding="utf-8")
@@ -213,7 +214,7 @@ def card_text(point: FrontPoint, study: StudyRecord, shipped: _Shipped | None = 
         f"test data was looked at once, at the end. {_about_intervals(point, study)}",
         *(["## What is in the file", _bytes(point, shipped)] if shipped else []),
         "## What was done to the model",
-        "\n".join(f"- {line}" for line in plan_lines(point.plan)),
+        "\n".join(f"- {line}" for line in made_of(point)),
         "`plan.json` names every group, layer and removed block.",
         *(["## How to run it", _usage(shipped)] if shipped else []),
         "## Where it came from",

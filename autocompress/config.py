@@ -231,13 +231,16 @@ class SearchConfig(Table):
         (), description="parts of the engine to leave out, to see what they are worth"
     )
     seed: int = Field(0, ge=0, lt=2**31)
-    max_trials: int | None = Field(None, ge=1, description="end after so many trials, of whatever origin")
+    max_trials: int | None = Field(None, ge=1, description="end after so many trials, of whatever origin but cascades")
     train_s: float | None = Field(None, gt=0, description="seconds of training per trial; omitted: from the budget")
     final_share: float = Field(
         0.45, ge=0, le=0.8, description="share of the time kept for the final stage, once all is prepared"
     )
     soup: bool = Field(False, description="average the weights of trained networks of one shape before the last look")
     front_teacher: bool = Field(False, description="the best of the front teach along in the last trainings")
+    cascade: bool = Field(
+        False, description="join two of the front in one file: the second answers where the first is unsure"
+    )
     batch_size: int = Field(64, ge=1, description="samples per training step")
     max_drop: float | None = Field(None, ge=0, description="largest loss of the metric; 0.01 is one point of accuracy")
     max_size: Size = Field(None, description="largest artifact: 50kB")

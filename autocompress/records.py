@@ -136,13 +136,34 @@ class Measurement(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cascade(Record):
+    """Two networks of a study in one file: the first answers, and the second where the first is unsure.
+
+    Attributes:
+        first, second: trials whose files were joined; 0 is the dense model.
+        threshold: of the first one's largest softmax probability; below it the second one answers.
+        passed_on: share of the validation samples that the second one answers.
+        second_plan: of the second network; the trial's own plan is that of the first.
+        samples: of the validation data that the mean latency was first measured on, at most.
+    """
+
+    first: int
+    second: int
+    threshold: float
+    passed_on: float
+    second_plan: CompressionPlan
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord(Record):
     """One trial, finished or not.
 
     Attributes:
         trial: number in the study, from 0.
         origin: "baseline", "anchor" (the plans everybody would try), "search", "final" (trained longer),
-            "variant" (a trained network with other bits) or "soup" (the mean of several networks' weights).
+            "variant" (a trained network with other bits), "soup" (the mean of several networks' weights) or "cascade"
+            (two networks in one file).
         parent: the trial whose weights this one started from; None: the teacher's.
         trained_s: seconds of training in its weights, those of its parents included.
         trained_samples: that those trainings have seen.
@@ -155,6 +176,7 @@ class TrialRecord(Record):
         durations_s: seconds per stage: prune, emit, latency, train, check, quality.
         spent_s: seconds of the study's budget spent when the trial ended.
         learning_curve: (seconds of training, loss), thinned.
+        cascade: what was joined, where the file holds two networks; `plan` and `widths` are then the first one's.
     """
 
     trial: int
@@ -174,6 +196,11 @@ class TrialRecord(Record):
     rung_drop: float | None = None
     rung_s: float | None = None
     belief: dict[str, Any] = field(default_factory=dict)
+    cascade: Cascade | None = None
+
+    def structure_key(self) -> str:
+        """Digest of what decides bytes and latency. The time of a cascade depends on its weights: each has its own."""
+        return self.plan.structure_key() if self.cascade is None else f"cascade-{self.trial}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,6 +379,7 @@ class FrontPoint(Record):
     plan: CompressionPlan
     val_ci: tuple[float, float] | None = None
     test_ci: tuple[float, float] | None = None
+    cascade: Cascade | None = None
 
 
 def weighed_bytes(measured: Measurement | FrontPoint | Baseline, objectives: Collection[str]) -> int:

@@ -29,8 +29,8 @@ from autocompress.front.explain import (
     format_ms,
     is_latency_tie,
     is_share,
+    made_of,
     metric_name,
-    plan_lines,
     words,
 )
 from autocompress.front.hypervolume import metric_drop
@@ -157,7 +157,7 @@ def _front_rows(study: StudyRecord, facts: FrontFacts, trials: dict[int, TrialRe
                 "tie": is_latency_tie(point) and point.origin != "baseline",
                 "size_factor": base.size_bytes / point.size_bytes if base else None,
                 "words": words(point, base, direction=facts.direction) if base else "",
-                "plan": plan_lines(point.plan),
+                "plan": made_of(point),
                 "why": why(trials[point.trial], direction=facts.direction),
             }
         )

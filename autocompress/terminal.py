@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.front.beliefs import BeliefFacts, belief_facts, belief_lines, why
-from autocompress.front.explain import format_bytes, format_duration, metric_name, plan_lines, words
+from autocompress.front.explain import format_bytes, format_duration, made_of, metric_name, words
 from autocompress.front.pareto import non_dominated
 from autocompress.front.summary import loses_much, metric_direction
 from autocompress.records import (
@@ -333,7 +333,7 @@ def print_trial(study: StudyRecord, trial: TrialRecord, *, stream: TextIO | None
             console.print(f"test {metric_name(metric)}: {_metric(measured.test)}")
         console.print(f"params: {measured.params:,}, MACs per sample: {measured.macs:,}")
         console.print(f"zipped: {format_bytes(measured.compressed_bytes)}")
-    for line in plan_lines(trial.plan):
+    for line in made_of(trial):
         console.print(line)
     rows = _table("group", "prune ratio", "channels kept")
     for group in dict.fromkeys([*trial.plan.prune_ratio, *trial.widths]):

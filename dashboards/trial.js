@@ -15,7 +15,7 @@ function showHead(point) {
   badge.hidden = false;
   byId("place").textContent = point.on_front ? "on the front" : point.state === "complete" ? "dominated: another file is at least as good in everything" : "";
   byId("headline").textContent = point.words ? `${format.capital(point.words)}.` : `Trial ${trial} ended early`;
-  const origins = { baseline: "The dense model, as it was exported.", anchor: "One of the plans that everybody would try.", search: "Proposed by the search.", final: "Trained longer by the last stage.", variant: "A trained network with other bits, tried by the last stage.", soup: "The mean of several trained networks." };
+  const origins = { baseline: "The dense model, as it was exported.", anchor: "One of the plans that everybody would try.", search: "Proposed by the search.", final: "Trained longer by the last stage.", variant: "A trained network with other bits, tried by the last stage.", soup: "The mean of several trained networks.", cascade: "Two networks in one file: the second answers where the first is unsure." };
   byId("lead").textContent = `${origins[point.origin] ?? point.origin}${point.parent === null ? "" : ` It started from the weights of trial ${point.parent}.`}`;
   byId("message").hidden = !point.reason;
   byId("message").textContent = format.capital(point.reason);
@@ -27,7 +27,7 @@ function showActions(point) {
     items.push(h("button", { type: "button", class: "primary", id: "export", onclick: (event) => take(event.currentTarget) }, "Export bundle"));
     items.push(h("button", { type: "button", class: "secondary", id: "copy", onclick: (event) => copy(event.currentTarget, point.command) }, "Copy the command"));
   }
-  if (["complete", "stopped"].includes(point.state) && point.origin !== "baseline") {
+  if (["complete", "stopped"].includes(point.state) && point.origin !== "baseline" && !point.cascade) {
     const budget = h("input", { id: "refine-budget", value: "2m", size: "5", "aria-label": "Budget of the refined search" });
     items.push(h("span", { class: "joined" }, budget, h("button", { type: "button", class: "secondary", id: "refine", onclick: (event) => refine(event.currentTarget, budget.value.trim()) }, "Search around it")));
   }
@@ -92,7 +92,7 @@ function showPlan(point) {
 async function showLayers(point) {
   const { layers } = point;
   if (!layers.length) {
-    byId("layers-note").textContent = "The study has no record of its layers.";
+    byId("layers-note").replaceChildren(...(point.cascade ? ["Two networks; their layers: ", ...parts(point.cascade)] : ["The study has no record of its layers."]));
     byId("figure-layers").closest("figure").hidden = true;
     return;
   }
@@ -112,6 +112,12 @@ async function showLayers(point) {
   const figure = await get(`${path}/figures/layers`);
   const place = await paint("layers", stacked(figure));
   addEventListener("resize", () => { if (place.isConnected) paint("layers", stacked(figure)); });
+}
+
+// Links to the two networks of a cascade.
+function parts(cascade) {
+  const link = (number) => h("a", { href: `/studies/${study}/trials/${number}` }, `trial ${number}`);
+  return [link(cascade.first), ", ", link(cascade.second)];
 }
 
 // On a narrow page the four panels stand below one another.

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import autocompress
+from autocompress.api import study_names
 from autocompress.errors import AutocompressError
 from autocompress.measure.machine import cores, processor
-from autocompress.records import StudyRecord, TrialRecord, TrialState
+from autocompress.records import StudyRecord, StudyState, TrialRecord, TrialState
+from autocompress.study.run import resume_study
 from autocompress.zoo.datasets import digits
 from autocompress.zoo.models import resnet20
 from autocompress.zoo.sequences import SmallViT, TableMLP, WordGRU
@@ -276,8 +278,8 @@ def _torchvision_vit() -> nn.Module:
     return built
 
 
-def _encoder() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True)
+def _encoder(*, norm_first: bool) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True, norm_first=norm_first)
     return TokenTransformer(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
 
 
@@ -314,7 +316,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "small_vit": Architecture(
         family="transformer, patches", build=lambda: SmallViT(size=8, patch=2, depth=2), data=small_images
     ),
-    "encoder": Architecture(family="nn.TransformerEncoder", build=_encoder, data=tokens),
+    "encoder_post_norm": Architecture(
+        family="nn.TransformerEncoder, norm after", build=lambda: _encoder(norm_first=False), data=tokens
+    ),
+    "encoder_pre_norm": Architecture(
+        family="nn.TransformerEncoder, norm before", build=lambda: _encoder(norm_first=True), data=tokens
+    ),
     "joined_attention": Architecture(
         family="attention by hand, joined",
         build=lambda: TokenTransformer(nn.Sequential(*[Block(Attention(64, 4), 64) for _ in range(2)])), data=tokens,
@@ -325,9 +332,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         data=tokens,
     ),
     "row_lstm": Architecture(family="LSTM", build=lambda: RowRecurrent(nn.LSTM), data=rows),
+    "lstm_2": Architecture(family="LSTM, 2 layers", build=lambda: RowRecurrent(nn.LSTM, layers=2), data=rows),
     "lstm_2_bidirectional": Architecture(
         family="LSTM, 2 layers, bidirectional",
         build=lambda: RowRecurrent(nn.LSTM, layers=2, both=True, mean=True), data=rows,
+    ),
+    "row_gru": Architecture(family="GRU", build=lambda: RowRecurrent(nn.GRU), data=rows),
+    "gru_2_bidirectional": Architecture(
+        family="GRU, 2 layers, bidirectional",
+        build=lambda: RowRecurrent(nn.GRU, layers=2, both=True, mean=True), data=rows,
     ),
     "word_gru": Architecture(family="GRU, embedding", build=lambda: WordGRU(classes=CLASSES, hidden=64), data=tokens),
     "conv_lstm": Architecture(family="convolutions, then LSTM", build=ConvLSTM, data=small_images),
@@ -351,11 +364,10 @@ def _densenet() -> nn.Module:
 def run(name: str, *, workspace: Path) -> str:
     """Search one architecture, or take the search that is there; the reason if that was refused, else nothing."""
     study = name.replace(" ", "-").replace("(", "").replace(")", "")
-    try:
-        autocompress.open_study(study, workspace)
+    if study in study_names(workspace):
+        if autocompress.open_study(study, workspace).record.state is not StudyState.FINISHED:
+            resume_study(study, workspace=workspace, listener=lambda _: None)
         return ""
-    except AutocompressError:
-        pass
     architecture = ARCHITECTURES[name]
     torch.manual_seed(0)
     torch.set_num_threads(cores())

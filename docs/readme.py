@@ -26,7 +26,10 @@ _FILES_OF_ROOT = (
 _FOLDERS_OF_ROOT = (
     ("studies/", "the built-in studies, one TOML file each, and the benchmark of the search; shipped in the wheel"),
     ("dashboards/", "the pages: templates, scripts and styles of the service and of the report; shipped in the wheel"),
-    ("docs/", "a tour of the dashboard, the pictures, and what prints the tables of the README"),
+    (
+        "docs/",
+        "a tour of the dashboard, the table of architectures, the pictures, and what prints them",
+    ),
     ("tests/", "as the package, and bench/: scripts that time it"),
 )
 # The flow of the design; a folder that is not named here comes last.

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from autocompress.bundle import write_bundle
 from autocompress.errors import NotFoundError, UsageError
 from autocompress.plan import CompressionPlan
-from autocompress.records import FrontPoint
+from autocompress.records import Cascade, FrontPoint
 from autocompress.resources import resource
 
 
@@ -148,6 +148,20 @@ def test_plan_and_weights_go_along(workspace: Path, tmp_path: Path) -> None:
     assert json.loads((out / "plan.json").read_text()) == point.plan.to_dict()
     assert (out / "weights.safetensors").read_bytes() == b"weights"
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]  # nothing half-written is left
+
+
+def test_of_a_cascade_the_bundle_holds_both_plans(workspace: Path, tmp_path: Path) -> None:
+    large = CompressionPlan(weight_bits={"conv1": 8})
+    cascade = Cascade(first=3, second=5, threshold=0.9, passed_on=0.25, second_plan=large)
+    point = replace(place(workspace, linear_model()), origin="cascade", cascade=cascade)
+    out = write_bundle(point, make_study(), workspace=workspace, out=tmp_path / "out")
+    assert json.loads((out / "plan.json").read_text()) == {
+        "cascade": [{"trial": 3, "plan": point.plan.to_dict()}, {"trial": 5, "plan": large.to_dict()}],
+        "threshold": 0.9,
+    }
+    card = (out / "model_card.md").read_text()
+    assert "- two networks: trial 3 answers, trial 5 where its largest probability is below 0.9 (25.0%" in card
+    assert "- trial: 17 (cascade)" in card
 
 
 def test_the_script_runs_on_random_input(workspace: Path, tmp_path: Path) -> None:

@@ -25,10 +25,11 @@ _LOSSES = ((0.0, 0.01, BLUE), (0.01, 0.02, SKY), (0.02, 0.05, ORANGE), (0.05, ma
 def plot_parallel(facts: FrontFacts, trials: Sequence[TrialRecord], model: ModelFacts | None) -> go.Figure:
     """One line per measured trial through its dials and what came out, coloured by its loss.
 
-    Trials of about the same loss are one trace, each line ending in a gap; `customdata` names the trial of each line.
+    Cascades are left out: they are two plans. Trials of about the same loss are one trace, each line ending in a gap;
+    `customdata` names the trial of each line.
     """
     records = {trial.trial: trial for trial in trials}
-    shown = _thinned([p for p in facts.points if p.point.origin != "baseline"])
+    shown = _thinned([p for p in facts.points if p.point.origin not in ("baseline", "cascade")])
     rows = [dials(records[p.point.trial], model) for p in shown]
     names = [name for name in (rows[0] if rows else {}) if len({row[name] for row in rows}) > 1]
     axes = [_axis(name, [row[name] for row in rows]) for name in names]
@@ -76,7 +77,7 @@ def plot_importance(
     if target not in TARGETS:
         raise UsageError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     records = {trial.trial: trial for trial in trials}
-    shown = [p for p in facts.points if p.point.origin != "baseline"]
+    shown = [p for p in facts.points if p.point.origin not in ("baseline", "cascade")]
     rows = [{**dials(records[p.point.trial], model), **parameters(records[p.point.trial])} for p in shown]
     found = influence(rows, [_target(p, target) for p in shown])[:_MOST_BARS]
     figure = go.Figure(

@@ -22,7 +22,7 @@ from autocompress.figures.style import (
     size_ticks,
     style,
 )
-from autocompress.front.explain import format_bytes, format_drop, format_ms, metric_name, plan_lines
+from autocompress.front.explain import format_bytes, format_drop, format_ms, made_of, metric_name
 from autocompress.front.hypervolume import REFERENCE, metric_drop
 from autocompress.front.pareto import non_dominated
 from autocompress.front.summary import FrontFacts, PointFacts
@@ -118,7 +118,7 @@ def hover_text(fact: PointFacts, facts: FrontFacts) -> str:
         f"loss: {format_drop(fact.drop, direction=facts.direction)}",
         f"{format_bytes(point.size_bytes)}, {format_ms(point.latency_ms)} ({low:.2f} to {high:.2f} of the baseline)",
     ]
-    return "<br>".join([*measured, *(line.replace("<", "&lt;") for line in plan_lines(point.plan))])
+    return "<br>".join([*measured, *(line.replace("<", "&lt;") for line in made_of(point))])
 
 
 def by_role(facts: FrontFacts) -> tuple[list[PointFacts], list[PointFacts], list[PointFacts]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 from autocompress.config import SHARE_METRICS, top_k
 from autocompress.front.hypervolume import Direction, metric_drop
 from autocompress.plan import CompressionPlan
-from autocompress.records import Baseline, FrontPoint
+from autocompress.records import Baseline, FrontPoint, TrialRecord
 
 
 def words(point: FrontPoint, baseline: Baseline, *, direction: Direction = "maximize") -> str:
@@ -77,6 +78,32 @@ def plan_lines(plan: CompressionPlan) -> list[str]:
         lines.append(f"distilled: {parts}")
         lines.append(f"learning rate: {plan.learning_rate:g}")
     return lines
+
+
+def made_of(point: FrontPoint | TrialRecord) -> list[str]:
+    """What is in a point's file, for people: its plan, or the two networks of a cascade with theirs."""
+    cascade = point.cascade
+    if cascade is None:
+        return plan_lines(point.plan)
+    return [
+        f"two networks: trial {cascade.first} answers, trial {cascade.second} where its largest probability is below "
+        f"{cascade.threshold:.4g} ({cascade.passed_on:.1%} of the validation samples)",
+        "latency: the mean over validation samples; one that is passed on takes longer",
+        *(f"trial {cascade.first}: {line}" for line in plan_lines(point.plan)),
+        *(f"trial {cascade.second}: {line}" for line in plan_lines(cascade.second_plan)),
+    ]
+
+
+def plan_document(point: FrontPoint | TrialRecord) -> dict[str, Any]:
+    """What `plan.json` holds: the plan, or those of the two networks of a cascade and how they were joined."""
+    cascade = point.cascade
+    if cascade is None:
+        return point.plan.to_dict()
+    parts = ((cascade.first, point.plan), (cascade.second, cascade.second_plan))
+    return {
+        "cascade": [{"trial": trial, "plan": plan.to_dict()} for trial, plan in parts],
+        "threshold": cascade.threshold,
+    }
 
 
 def format_bytes(size_bytes: float) -> str:

@@ -70,7 +70,9 @@ class LayerLatencies:
         self._options = Options(SearchSpace(config=_ANYTHING, facts=facts))
         self._model = LatencyModel(self._options)
         self._baseline_ms = baseline_ms
-        timed: dict[str, TrialRecord] = {t.plan.structure_key(): t for t in trials if t.measurement}
+        timed: dict[str, TrialRecord] = {
+            t.plan.structure_key(): t for t in trials if t.measurement and t.cascade is None
+        }
         chosen = list(timed.values())[-_MOST_FILES:]
         self.files = len(chosen)
         ratios = np.array([t.measurement.latency.ratio for t in chosen if t.measurement])

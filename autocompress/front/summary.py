@@ -162,6 +162,7 @@ def point_of(trial: TrialRecord) -> FrontPoint:
         artifact=trial.artifact,
         origin=trial.origin,
         plan=trial.plan,
+        cascade=trial.cascade,
     )
 
 

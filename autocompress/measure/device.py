@@ -19,13 +19,21 @@ class Device(Protocol):
     facts: DeviceFacts
 
     def measure(
-        self, candidate: Path, baseline: Path, *, baseline_ms: float | None = None, seconds: float | None = None
+        self,
+        candidate: Path,
+        baseline: Path,
+        *,
+        baseline_ms: float | None = None,
+        seconds: float | None = None,
+        stream: Path | None = None,
     ) -> Latency:
         """Time `candidate` interleaved with `baseline`.
 
         Args:
             baseline_ms: the baseline's latency on record; None makes this measurement the record.
             seconds: to measure for; None: what a first look takes.
+            stream: an .npz file of samples, [n, ...] per input in the order of the graph: both are run on one after
+                the other, and the mean counts. None: both are run on one fixed batch.
         Raises:
             DeviceError: the device cannot run the file.
         """

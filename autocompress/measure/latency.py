@@ -2,7 +2,8 @@
 
 Run as `python -m autocompress.measure.latency`: one JSON request a line on stdin, one JSON answer a
 line on stdout. The two files are run in turn, block by block, so whatever slows the machine slows
-both; the result is the median over blocks of their ratio, with a bootstrap interval.
+both; the result is the median over blocks of their ratio, with a bootstrap interval. A file whose time depends
+on its input is run on a stream of samples instead of one: the result is then the mean over the stream.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _WARM_UP_S = 0.05
 _CONTENDED = 1.15  # median over 10th percentile of the baseline's blocks; a quiet pinned core stays below 1.05
 _ATTEMPTS = 2
 _RESAMPLES = 1000
+_Samples = Sequence[Sequence[np.ndarray]]  # of each its inputs, [1, ...]
+_LEAST_ROUNDS = 2  # through the stream, if there is time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,70 @@ def time_against(
         if not attempts[-1].contended:
             break
     return min(attempts, key=lambda t: (t.contended, t.ratio_ci[1] - t.ratio_ci[0]))
+
+
+def time_over(
+    baseline: Runner, candidate: Runner, stream: Sequence[np.ndarray], *, seconds: float = SECONDS
+) -> RatioTiming:
+    """Mean latency over a stream of samples, one at a time, against the baseline's on the same samples.
+
+    The stream is cut into stretches of as many samples as a block has runs. It is gone through again and again for
+    about `seconds`; of each stretch the median over the rounds counts, and of these the mean. The interval is over
+    stretches, so it holds what other samples of their kind could have given.
+
+    Args:
+        stream: [samples, ...] per input. Where there is too little time for all, the first ones are taken, at least
+            `MIN_BLOCKS` stretches or all there are.
+    """
+    samples = [[array[i : i + 1] for array in stream] for i in range(len(stream[0]))]
+    block = _runs_per_block(baseline, samples[0])
+    _warm_up(baseline, samples[0])
+    _stretch_s(candidate, samples[:MIN_BLOCKS])  # not one sample alone: each takes its own way through the file
+    stretches = [samples[i : i + block] for i in range(0, len(samples), block)]
+    took = _stretch_s(baseline, stretches[0]) + _stretch_s(candidate, stretches[0])
+    stretches = stretches[: max(MIN_BLOCKS, int(seconds / (_LEAST_ROUNDS * max(took, 1e-9))))]
+    rounds: list[list[tuple[float, float]]] = []
+    end = time.perf_counter() + seconds
+    while len(rounds) < _LEAST_ROUNDS or time.perf_counter() < end:
+        rounds.append([_pair_s(baseline, candidate, s, (i + len(rounds)) % 2) for i, s in enumerate(stretches)])
+    return _mean_over(np.array(rounds), np.array([len(s) for s in stretches]))
+
+
+def _mean_over(seconds: np.ndarray, samples: np.ndarray) -> RatioTiming:
+    """From seconds [rounds, stretches, (baseline, candidate)] and the samples of each stretch."""
+    own = np.median(seconds[:, :, 0], axis=0)
+    ratios = np.median(seconds[:, :, 1] / seconds[:, :, 0], axis=0)
+    each = seconds[:, :, 0] / samples
+    return RatioTiming(
+        ratio=float(np.average(ratios, weights=own)),
+        ratio_ci=_bootstrap_mean(ratios, own),
+        baseline_ms=float(own.sum() / samples.sum()) * 1e3,
+        blocks=seconds.shape[0] * seconds.shape[1],
+        contended=bool(np.median(each) / np.percentile(each, 10) > _CONTENDED),
+    )
+
+
+def _bootstrap_mean(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the weighted mean of `values` [n] by resampling."""
+    chosen = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
+    means = (values[chosen] * weights[chosen]).sum(axis=1) / weights[chosen].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _pair_s(baseline: Runner, candidate: Runner, samples: _Samples, turn: int) -> tuple[float, float]:
+    """Seconds of the baseline and of the candidate for a stretch; on odd turns the baseline goes first."""
+    if turn:
+        return _stretch_s(baseline, samples), _stretch_s(candidate, samples)
+    took = _stretch_s(candidate, samples)
+    return _stretch_s(baseline, samples), took
+
+
+def _stretch_s(runner: Runner, samples: _Samples) -> float:
+    start = time.perf_counter()
+    for sample in samples:
+        runner(sample)
+    return time.perf_counter() - start
 
 
 def bootstrap_median(values: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
@@ -132,8 +199,12 @@ def _answer(request: dict[str, Any], loaded: dict[tuple[Any, ...], Runner]) -> d
         loaded.clear()
         loaded[key] = open_artifact(request["baseline"], runtime=runtime, threads=threads)
     candidate = open_artifact(request["candidate"], runtime=runtime, threads=threads)
+    seconds = request.get("seconds", SECONDS)
+    if stream := request.get("stream"):
+        with np.load(stream) as file:
+            return asdict(time_over(loaded[key], candidate, [file[name] for name in file.files], seconds=seconds))
     inputs = input_arrays(request["baseline"], request["batch"])
-    return asdict(time_against(loaded[key], candidate, inputs, seconds=request.get("seconds", SECONDS)))
+    return asdict(time_against(loaded[key], candidate, inputs, seconds=seconds))
 
 
 if __name__ == "__main__":

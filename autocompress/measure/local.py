@@ -44,7 +44,13 @@ class LocalDevice:
         self._child: subprocess.Popen[str] | None = None
 
     def measure(
-        self, candidate: Path, baseline: Path, *, baseline_ms: float | None = None, seconds: float | None = None
+        self,
+        candidate: Path,
+        baseline: Path,
+        *,
+        baseline_ms: float | None = None,
+        seconds: float | None = None,
+        stream: Path | None = None,
     ) -> Latency:
         """See `Device.measure`."""
         request: dict[str, Any] = {
@@ -56,6 +62,8 @@ class LocalDevice:
         }
         if seconds or baseline_ms is None:
             request["seconds"] = seconds or _LONG_S
+        if stream is not None:
+            request["stream"] = str(stream)
         with device_lock(self.facts.name, timing=True):
             answer = self._ask(request)
         if "error" in answer:

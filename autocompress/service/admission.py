@@ -161,6 +161,10 @@ def refined(config: StudyConfig, trial: TrialRecord) -> dict[str, Any]:
         Problem: the trial was not measured.
     """
     measured, plan = trial.measurement, trial.plan
+    if (parts := trial.cascade) is not None:
+        raise Problem(
+            409, f"trial {trial.trial} is two networks in one file; search around trial {parts.first} or {parts.second}"
+        )
     if measured is None:
         raise Problem(409, f"trial {trial.trial} was not measured; there is nothing to search around")
     tables: dict[str, Any] = config.model_dump(mode="json")

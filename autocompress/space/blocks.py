@@ -2,6 +2,10 @@
 
 Told by what a module computes, not by its class: with all of its parameters at zero only the shortcut
 is left, so a block whose output then equals its input can go. `compress/drop.py` takes it out.
+
+A layer of a post-norm transformer, x -> norm(x + f(x)), has its norm behind the shortcut: with everything but its norms
+at zero its output is its input, normalised. It can go as well, norm and all: what came in was normalised by the layer
+before, or is by the next one. What the first of them, or the only one, is worth is for the search to find out.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from autocompress.space.groups import build_graph, full_group, slice_group
 from autocompress.space.layers import CONVS, replace_module_
 
 _WEIGHTED = (*CONVS, nn.Linear)
+_NORMS = (nn.LayerNorm, nn.RMSNorm)  # those that give the same for their own output
 
 
 def find_blocks(model: nn.Module, example: Sequence[Tensor], *, skip: tuple[str, ...] = ()) -> list[BlockFacts]:
@@ -126,25 +131,53 @@ def _is_float(value: object) -> bool:
 
 
 def _passes_on(module: nn.Module, call: _Call) -> bool:
-    """Whether the module returns its input once its parameters are zero: the real input, and noise of its range."""
-    silent = copy.deepcopy(module)
+    """Whether the module returns its input, or that normalised, once it is silent: the real one, and noise like it."""
     low, high = call.input.amin(), call.input.amax()
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(call.input.shape, generator=generator, dtype=call.input.dtype)
     noise = low + noise * (high - low if high > low else 1.0)
+    inputs = (call.input, noise)
+    if (outputs := _silent_outputs(module, call, inputs, norms=False)) is None:
+        return False
+    if all(_equal(got, x) for got, x in zip(outputs, inputs, strict=True)):
+        return True
+    norm = next((m for m in module.modules() if isinstance(m, _NORMS)), None)
+    if norm is None or (outputs := _silent_outputs(module, call, inputs, norms=True)) is None:
+        return False
+    with torch.no_grad():
+        wanted = [_plain_(copy.deepcopy(norm))(x) for x in inputs]
+    # A norm of a norm differs from one by its epsilon.
+    return all(_equal(got, x, tolerance=1e-3) for got, x in zip(outputs, wanted, strict=True))
+
+
+def _silent_outputs(module: nn.Module, call: _Call, inputs: Sequence[Tensor], *, norms: bool) -> list[Tensor] | None:
+    """What a module makes of its inputs with all parameters at zero; those of its norms, if `norms`, as when new.
+
+    None if it cannot do with that.
+    """
+    silent = copy.deepcopy(module)
     with torch.no_grad():
         for parameter in silent.parameters():
             parameter.zero_()
+        for norm in silent.modules() if norms else ():
+            if isinstance(norm, _NORMS):
+                _plain_(norm)
         try:
-            outputs = [silent(x.clone(), *call.others, **call.named) for x in (call.input, noise)]
+            return [silent(x.clone(), *call.others, **call.named) for x in inputs]
         except Exception:  # whatever cannot do with zeros is no block
-            return False
-    return all(_equal(got, x) for got, x in zip(outputs, (call.input, noise), strict=True))
+            return None
 
 
-def _equal(got: Tensor, x: Tensor) -> bool:
+def _plain_(norm: nn.Module) -> nn.Module:
+    """A norm that scales nothing and shifts nothing."""
+    for name, parameter in norm.named_parameters():
+        parameter.fill_(1.0 if name == "weight" else 0.0)
+    return norm
+
+
+def _equal(got: Tensor, x: Tensor, *, tolerance: float = 1e-5) -> bool:
     # relative to the largest value: in an untrained network activations can be tiny, and zero is not close to them
-    return torch.allclose(got, x, rtol=1e-5, atol=1e-5 * x.abs().amax().item())
+    return got.shape == x.shape and torch.allclose(got, x, rtol=tolerance, atol=tolerance * x.abs().amax().item())
 
 
 def _may_go(name: str, module: nn.Module, shared: set[nn.Module], skip: tuple[str, ...]) -> bool:

@@ -227,7 +227,8 @@ class Driver:
             self.evaluate(plan, origin="search", asked=asked, parent=self._parent(plan))
 
     def _parent(self, plan: CompressionPlan) -> TrialRecord | None:
-        return None if self._leaves_out("inherit") else choose_parent(plan, self.trials)
+        networks = [t for t in self.trials if t.cascade is None]
+        return None if self._leaves_out("inherit") else choose_parent(plan, networks)
 
     def _rung(self) -> Rung | None:
         if self._leaves_out("ladder"):
@@ -334,7 +335,7 @@ class Driver:
         name, measured = self.config.name, record.measurement
         self.store.add_trial(name, record)
         if measured is not None and record.origin != "baseline":
-            key = record.plan.structure_key()
+            key = record.structure_key()
             self.store.remember_latency(name, key, measured.latency, size_bytes=measured.size_bytes)
         self.ledger.tell(record, asked)
         self.trials.append(record)

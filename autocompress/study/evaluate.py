@@ -32,6 +32,7 @@ from autocompress.recover.teacher import average_
 from autocompress.search.stopping import hopeless, judge
 from autocompress.space.layers import count_macs
 from autocompress.space.search_space import kept_widths
+from autocompress.study.cascade import timed_on_stream
 from autocompress.study.prepare import Ancestor, Report, Task, each_second
 from autocompress.study.requests import Examination, Member, Request
 
@@ -140,7 +141,9 @@ def probe(task: Task, plan: CompressionPlan) -> Latency:
 
 def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -> Examination:
     """A fresh latency, and the one look at test data."""
-    latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms, seconds=_LAST_LOOK_S)
+    latency = timed_on_stream(task, artifact, baseline, baseline_ms=baseline_ms)
+    if latency is None:
+        latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms, seconds=_LAST_LOOK_S)
     test = task.quality(artifact, task.splits.test)
     return Examination(test=test.value, test_ci=test.ci, latency=latency)
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from autocompress.front.hypervolume import contributions, gain
 from autocompress.front.pareto import non_dominated
+from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
 from autocompress.search.stopping import MIN_GAIN, Rival
 from autocompress.search.surrogate import training_factor
 from autocompress.study.executors import WorkerBug, WorkerDied
-from autocompress.study.requests import Examination
+from autocompress.study.requests import MOST_CASCADES, CascadeRequest, Examination
 from autocompress.study.variants import best_variant
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _MARGIN_S = 1.0
 _TEACHERS, _IN_SOUP = 2, 4
 _ALIKE = 0.01  # a network that is worse by more spoils a soup
 _TIMING_S = 1.5  # of one artifact
+_NOT_TEACHING = ("final", "cascade")
+_IN_CASCADES = 12  # results of the front that cascades are made of
+_CASCADES_S = 12.0  # for joining, timing and judging a few, beside what their parts are asked
 
 
 def finalise(driver: Driver) -> None:
@@ -49,6 +53,8 @@ def finalise(driver: Driver) -> None:
     if driver.config.search.soup:
         _make_soups(driver)
     _round_otherwise(driver)
+    if driver.config.search.cascade:
+        _make_cascades(driver)
     _examine(driver)
 
 
@@ -105,13 +111,13 @@ def prospect(rival: Rival, rivals: list[Rival], *, longer: float, max_drop: floa
 def _teachers(driver: Driver) -> list[TrialRecord]:
     """The most accurate trained networks of the front before the last trainings: those teach along."""
     by_number = {t.trial: t for t in driver.trials}
-    trained = [r for r in driver.rivals() if by_number[r.trial].origin != "final" and r.plan.trains]
+    trained = [r for r in driver.rivals() if by_number[r.trial].origin not in _NOT_TEACHING and r.plan.trains]
     return [by_number[r.trial] for r in sorted(trained, key=lambda r: (r.drop, r.trial))[:_TEACHERS]]
 
 
 def _make_soups(driver: Driver) -> None:
     """Average the weights of trained networks of one shape, for each shape that the front has, as far as time goes."""
-    for members in soups(list(driver.rivals())):
+    for members in soups(_networks(driver)):
         needed = _reserve_s(driver) + driver.overhead_s()
         if driver.at_limit or time.monotonic() + needed > driver.end:
             return
@@ -152,7 +158,7 @@ def _round_otherwise(driver: Driver) -> None:
         deadline = driver.end - _reserve_s(driver)
         if time.monotonic() + seconds + driver.overhead_s() > deadline:
             return
-        variant = best_variant(driver.space, driver.trials, list(driver.rivals()))
+        variant = best_variant(driver.space, driver.trials, _networks(driver))
         if variant is None:
             return
         driver.say(f"rounding trial {variant.parent} otherwise")
@@ -165,12 +171,53 @@ def _variants_s(driver: Driver) -> float:
     return 0.0 if driver.config.search.sampler == "sweep" else _VARIANTS * driver.schedule.final_s
 
 
+def _make_cascades(driver: Driver) -> None:
+    """Join results of the front in pairs, as far as time goes, once; they come on top of the allowed trials."""
+    if any(t.origin == "cascade" for t in driver.trials):
+        return
+    on_front = candidates(_networks(driver))[:_IN_CASCADES]
+    by_number = {t.trial: t for t in driver.trials}
+    request = CascadeRequest(
+        trial=driver.ledger.next_number,
+        members=tuple(by_number[number] for number in on_front),
+        rivals=tuple(driver.rivals()),
+        constraints=driver.constraints,
+        deadline=driver.end - _examination_s(driver),
+    )
+    driver.say("joining results in cascades")
+    try:
+        driver.ensure_worker()
+        for record in driver.worker.call("cascades", request, deadline=driver.end):
+            driver.finish(record)
+    except (WorkerDied, WorkerBug) as error:
+        lost = TrialRecord(trial=request.trial, state=TrialState.FAILED, plan=CompressionPlan(), origin="cascade")
+        driver.finish(replace(lost, reason=str(error).strip().splitlines()[-1]))
+
+
+def _networks(driver: Driver) -> list[Rival]:
+    """Every trained trial that is a network of its own."""
+    joined = {t.trial for t in driver.trials if t.cascade is not None}
+    return [r for r in driver.rivals() if r.trial not in joined]
+
+
 def _reserve_s(driver: Driver) -> float:
+    """Seconds for what comes after the last trainings."""
+    wanted = driver.config.search.cascade and not any(t.origin == "cascade" for t in driver.trials)
+    parts = min(_IN_CASCADES, len(candidates(_networks(driver)))) + MOST_CASCADES
+    return _examination_s(driver) + (_CASCADES_S + parts * _look_s(driver) if wanted else 0.0)
+
+
+def _examination_s(driver: Driver) -> float:
     """Seconds to examine the front: a timing and an evaluation for each of its artifacts."""
-    looks = [t.durations_s.get("quality", 0.0) for t in driver.trials if t.state is TrialState.COMPLETE]
     ratio = driver.data_sizes["test"] / max(1, min(driver.data_sizes["val"], driver.config.data.max_val))
-    each = (sum(looks) / len(looks) if looks else 0.5) * ratio + _TIMING_S
+    each = _look_s(driver) * ratio + _TIMING_S
     return (len(candidates(list(driver.rivals()))) + 1) * each + _MARGIN_S
+
+
+def _look_s(driver: Driver) -> float:
+    """Seconds to run a file on the validation data."""
+    looks = [t.durations_s.get("quality", 0.0) for t in driver.trials if t.state is TrialState.COMPLETE]
+    return sum(looks) / len(looks) if looks else 0.5
 
 
 def _examine(driver: Driver) -> None:
@@ -202,10 +249,10 @@ def _next_unseen(driver: Driver) -> TrialRecord | None:
 
 def _note(driver: Driver, record: TrialRecord, seen: Examination) -> None:
     """Store the test value of one trial, and the fresh latency for every trial of the same structure."""
-    key = record.plan.structure_key()
+    key = record.structure_key()
     for index, other in enumerate(driver.trials):
         measured = other.measurement
-        if measured is None or other.plan.structure_key() != key:
+        if measured is None or other.structure_key() != key:
             continue
         latency = measured.latency if other.origin == "baseline" else seen.latency
         measured = replace(measured, latency=latency)

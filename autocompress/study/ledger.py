@@ -25,6 +25,7 @@ from autocompress.study.store import StudyStore
 LOST = "the search was interrupted while it ran"
 # Optuna's NSGA-II takes no trial for a parent that lacks a generation, those added from outside included.
 _FIRST_GENERATION = {"NSGAIISampler:generation": 0}
+_NO_PLAN = ("baseline", "cascade")  # origins that are not in the space of the search
 _STATES = {
     TrialState.COMPLETE: OptunaState.COMPLETE,
     TrialState.STOPPED: OptunaState.PRUNED,
@@ -96,7 +97,7 @@ class Ledger:
                 asked.set_user_attr(key, value)
             self._study.tell(asked, values=values, state=_STATES[record.state])
             return
-        params = None if record.origin == "baseline" else self._space.encode(record.plan)
+        params = None if record.origin in _NO_PLAN else self._space.encode(record.plan)
         self._study.add_trial(
             optuna.create_trial(
                 state=_STATES[record.state],
@@ -155,4 +156,6 @@ class Ledger:
             "size_and_latency": self._cheap(record),
             "trained_s": record.trained_s,
         }
-        return attributes if record.origin == "search" else {**attributes, "plan": record.plan.to_dict()}
+        if record.origin in ("search", "cascade"):  # a cascade is no plan: nothing can be learned from it
+            return attributes
+        return {**attributes, "plan": record.plan.to_dict()}

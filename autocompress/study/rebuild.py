@@ -18,9 +18,10 @@ from autocompress.compress.sparsify import sparsify_
 from autocompress.config import StudyConfig
 from autocompress.errors import NotFoundError
 from autocompress.export.artifact import emit, make_exporter
+from autocompress.export.cascade import join
 from autocompress.export.check import check_artifact
 from autocompress.plan import CompressionPlan
-from autocompress.records import ModelFacts, StudyRecord
+from autocompress.records import Cascade, ModelFacts, StudyRecord
 from autocompress.recover.data import split_data
 from autocompress.space.attention import open_attention_
 from autocompress.study.prepare import calibration_samples, load_objects, load_state, sparsity_of
@@ -58,6 +59,24 @@ def rebuild_artifact(study: StudyRecord, plan: CompressionPlan, folder: Path, wo
     artifact = emit(exporter, network, plan, settle_weights_(network), trained=True)
     check_artifact(artifact, network, samples, exact=plan.activations == "float")
     return artifact
+
+
+def rebuild_cascade(study: StudyRecord, cascade: Cascade, plan: CompressionPlan, workspace: Path) -> bytes:
+    """The bytes of a cascade's file: those of its two networks, made again where they are gone, and joined.
+
+    Args:
+        plan: of the first network.
+    Raises:
+        NotFoundError: of one of the two neither the file nor the weights are there.
+        UsageError: as from `rebuild_artifact`.
+    """
+    folder = workspace / "artifacts" / study.name
+    files = []
+    for trial, its_plan in ((cascade.first, plan), (cascade.second, cascade.second_plan)):
+        own = folder / ("baseline" if trial == 0 else f"trial-{trial}")
+        path = own / "model.onnx"
+        files.append(path.read_bytes() if path.is_file() else rebuild_artifact(study, its_plan, own, workspace))
+    return join(files[0], files[1], threshold=cascade.threshold)
 
 
 def restore(

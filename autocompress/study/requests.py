@@ -8,9 +8,11 @@ from pathlib import Path
 from autocompress.config import StudyConfig
 from autocompress.front.hypervolume import Direction
 from autocompress.plan import CompressionPlan
-from autocompress.records import Baseline, Latency, ModelFacts
+from autocompress.records import Baseline, Latency, ModelFacts, TrialRecord
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.stopping import Constraints, Rival, Rung
+
+MOST_CASCADES = 3  # of a study
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,24 @@ class Request:
     anchor: bool = False
     soup: tuple[Member, ...] = ()
     teachers: tuple[Member, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CascadeRequest:
+    """Cascades to make of results that are there.
+
+    Attributes:
+        trial: number of the first one; further ones follow it.
+        members: results that may become parts, each with a file.
+        rivals: every result so far, the members among them.
+        deadline: monotonic seconds after which no further one is begun.
+    """
+
+    trial: int
+    members: tuple[TrialRecord, ...]
+    rivals: tuple[Rival, ...]
+    constraints: Constraints
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

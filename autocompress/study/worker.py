@@ -17,6 +17,7 @@ import traceback
 from typing import Any, BinaryIO
 
 from autocompress.errors import AutocompressError, UsageError
+from autocompress.study.cascade import cascades
 from autocompress.study.evaluate import evaluate, examine, probe
 from autocompress.study.prepare import Report, Task, prepare
 from autocompress.study.requests import Request
@@ -64,6 +65,8 @@ def _serve(task: Task, method: str, arguments: tuple[Any, ...], report: Report) 
         record = evaluate(task, request, report)
         task.keep_outputs()
         return record
+    if method == "cascades":
+        return cascades(task, arguments[0], report)
     if method == "probe":
         return probe(task, arguments[0])
     artifact, baseline_ms = arguments

@@ -30,7 +30,13 @@ class FakeDevice:
         self.facts = DeviceFacts(name="fake", description="computes a latency from the file")
 
     def measure(
-        self, candidate: Path, baseline: Path, *, baseline_ms: float | None = None, seconds: float | None = None
+        self,
+        candidate: Path,
+        baseline: Path,
+        *,
+        baseline_ms: float | None = None,
+        seconds: float | None = None,
+        stream: Path | None = None,
     ) -> Latency:
         ratio = self._ms(candidate) / self._ms(baseline)
         known = self._ms(baseline) if baseline_ms is None else baseline_ms

@@ -196,9 +196,10 @@ def test_a_block_that_gives_the_output_is_traced_without(traces):
     assert traces == [1, 1]
 
 
-def test_layers_of_a_transformer_are_cut_out(traces):
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_layers_of_a_transformer_are_cut_out(traces, norm_first):
     torch.manual_seed(0)
-    stack = [nn.TransformerEncoderLayer(16, 2, 32, norm_first=True, batch_first=True) for _ in range(3)]
+    stack = [nn.TransformerEncoderLayer(16, 2, 32, norm_first=norm_first, batch_first=True) for _ in range(3)]
     model = nn.Sequential(nn.Linear(6, 16), *stack, nn.Flatten(), nn.Linear(80, 4)).eval()
     samples = (torch.randn(16, 5, 6),)
     exporter = make_exporter(model, samples)

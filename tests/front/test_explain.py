@@ -14,10 +14,13 @@ from autocompress.front.explain import (
     format_duration,
     format_ms,
     is_latency_tie,
+    made_of,
+    plan_document,
     plan_lines,
     words,
 )
 from autocompress.plan import CompressionPlan, DistillPlan
+from autocompress.records import Cascade
 
 SIZE = BASELINE.size_bytes
 TIE: dict[str, Any] = {"latency_ratio": 0.99, "latency_ratio_ci": (0.97, 1.01)}
@@ -127,3 +130,27 @@ def test_a_plan_is_told_in_lines_that_name_only_what_was_done() -> None:
         "learning rate: 0.002",
     ]
     assert plan_lines(CompressionPlan()) == ["dense: nothing pruned, float weights"]
+
+
+def test_a_cascade_is_told_with_both_of_its_networks() -> None:
+    large = CompressionPlan(activations="uint8", weight_bits={"x": 8})
+    cascade = Cascade(first=23, second=4, threshold=0.87654, passed_on=0.181, second_plan=large, samples=500)
+    point = make_point(cascade=cascade, plan=CompressionPlan(removed_blocks=("b",), weight_bits={"x": 4}))
+    assert made_of(point) == [
+        "two networks: trial 23 answers, trial 4 where its largest probability is below 0.8765 "
+        "(18.1% of the validation samples)",
+        "latency: the mean over validation samples; one that is passed on takes longer",
+        "trial 23: removed: 1 block (b)",
+        "trial 23: weights: 4 bits in 1 layer",
+        "trial 23: distilled: temperature 4, weight 0.9",
+        "trial 23: learning rate: 0.002",
+        "trial 4: weights: 8 bits in 1 layer",
+        "trial 4: activations: uint8",
+    ]
+    document = plan_document(point)
+    assert [(part["trial"], part["plan"]["weight_bits"]) for part in document["cascade"]] == [
+        (23, {"x": 4}),
+        (4, {"x": 8}),
+    ]
+    assert document["threshold"] == 0.87654
+    assert plan_document(make_point()) == make_point().plan.to_dict()

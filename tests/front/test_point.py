@@ -10,6 +10,7 @@ from front_factories import BASELINE, make_study, make_trial, make_trials
 from autocompress.errors import NotFoundError
 from autocompress.front.point import point_document
 from autocompress.plan import CompressionPlan
+from autocompress.records import Cascade
 
 BELIEF = {"drop": 0.004, "sd": 0.002, "size_ratio": 0.2, "latency_ratio": 0.5, "gain": 0.01, "source": "solver"}
 
@@ -41,6 +42,18 @@ def test_layers_stand_beside_the_dense_ones() -> None:
         assert row["size_bytes"] < row["size_bytes_dense"]
     assert found["latency_files"] > 6
     assert found["layers"][0]["latency_ms"] is not None
+
+
+def test_a_cascade_names_its_networks_and_has_no_layers_of_its_own() -> None:
+    cascade = Cascade(first=1, second=2, threshold=0.9, passed_on=0.2, second_plan=CompressionPlan())
+    trials = [*make_trials(40), make_trial(90, 0.97, 100_000, 0.01, origin="cascade", cascade=cascade)]
+    found = point_document(make_study(), trials, 90)
+    assert (found["cascade"]["first"], found["cascade"]["second"], found["layers"]) == (1, 2, [])
+    assert found["plan_lines"][0].startswith("two networks: trial 1 answers, trial 2 where")
+    before = point_document(make_study(), trials[:-1], 5)
+    after = point_document(make_study(), trials, 5)
+    assert after["layers"] == before["layers"], "nobody's layers are believed to be faster for it"
+    assert after["latency_files"] == before["latency_files"]
 
 
 def test_what_was_believed_stands_beside_what_came_out() -> None:

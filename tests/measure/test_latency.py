@@ -155,3 +155,70 @@ def test_the_process_answers_a_wrong_request_and_goes_on():
     assert len(answers) == 2
     assert "no.onnx" in answers[0]
     assert answers[1].startswith("KeyError")
+
+
+class Streamed(FakeTime):
+    """Networks whose time is in their input: a sample is the milliseconds that the candidate takes."""
+
+    def candidate(self):
+        def run(inputs):
+            self.now += 1e-3 * float(inputs[0][0])
+            return np.zeros(1)
+
+        return run
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    return Streamed(monkeypatch)
+
+
+def test_over_a_stream_the_mean_counts_and_its_interval_is_over_samples(streamed):
+    """Three of four samples take 1 ms, one takes 9: a mean of 3 against 4, where the median would be 0.25."""
+    stream = [np.tile([1.0, 1.0, 1.0, 9.0], 100)]
+    timing = latency.time_over(streamed.runner("b", 0.004), streamed.candidate(), stream, seconds=5.0)
+    assert timing.ratio == pytest.approx(0.75)
+    assert timing.baseline_ms == pytest.approx(4.0)
+    assert timing.ratio_ci[0] < 0.75 < timing.ratio_ci[1] < 1.0
+    assert not timing.contended
+    same = latency.time_over(streamed.runner("b", 0.004), streamed.candidate(), [np.ones(100)], seconds=1.0)
+    assert same.ratio_ci == pytest.approx((0.25, 0.25))
+
+
+def test_over_a_stream_every_sample_is_timed_as_often(streamed):
+    seen: list[float] = []
+    candidate = streamed.candidate()
+
+    def counted(inputs):
+        seen.append(float(inputs[0][0]))
+        return candidate(inputs)
+
+    stream = [np.arange(1.0, 201.0) / 100]
+    timing = latency.time_over(streamed.runner("b", 0.001), counted, stream, seconds=1.3)
+    rounds, warm = timing.blocks // 20, MIN_BLOCKS + 10
+    assert rounds >= 3
+    assert len(seen) == warm + 200 * rounds
+    assert {seen[warm:].count(value) for value in seen} == {rounds}
+    assert timing.ratio == pytest.approx(float(stream[0].mean()))
+
+
+def test_a_stream_is_cut_where_the_network_is_slow(streamed):
+    stream = [np.full(1000, 100.0)]
+    timing = latency.time_over(streamed.runner("b", 0.1), streamed.candidate(), stream, seconds=1.0)
+    assert timing.blocks == 2 * MIN_BLOCKS, "one sample each: two rounds of as few as there may be"
+
+
+def test_one_disturbed_round_does_not_move_the_mean(streamed):
+    """The third round through the stream takes three times as long for the candidate alone."""
+    runs = 0
+
+    def candidate(_inputs):
+        nonlocal runs
+        runs += 1
+        warm, round_of = MIN_BLOCKS + 10, (runs - MIN_BLOCKS - 11) // 100
+        streamed.now += 0.003 if runs > warm and round_of == 2 else 0.001
+        return np.zeros(1)
+
+    timing = latency.time_over(streamed.runner("b", 0.001), candidate, [np.ones(100)], seconds=1.2)
+    assert timing.blocks >= 50
+    assert timing.ratio == pytest.approx(1.0)

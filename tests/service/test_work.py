@@ -16,6 +16,11 @@ from example_study import example_trial, write_example
 from served import OTHER, serving
 from tiny_study import wait_for
 
+from autocompress.config import StudyConfig
+from autocompress.plan import CompressionPlan
+from autocompress.records import Cascade
+from autocompress.service.admission import refined
+from autocompress.service.problems import Problem
 from autocompress.service.scheduler import job_command
 from autocompress.study.store import StudyStore
 
@@ -196,6 +201,14 @@ def _leads_to(link: Path, folder: Path) -> bool:
         return link.readlink() == folder
     except OSError:
         return False
+
+
+def test_a_cascade_cannot_be_refined_but_its_parts_can():
+    from example_study import example_trial
+
+    cascade = Cascade(first=3, second=5, threshold=0.9, passed_on=0.2, second_plan=CompressionPlan())
+    with pytest.raises(Problem, match="search around trial 3 or 5"):
+        refined(StudyConfig(), example_trial(7, 0.9, 500, 0.5, cascade=cascade))
 
 
 def test_a_refined_search_stays_near_the_trial_it_began_with(tmp_path):

@@ -44,10 +44,25 @@ def test_a_chain_of_convolutions_has_no_blocks():
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_a_transformer_s_layer_is_a_block_if_nothing_normalises_the_stream(norm_first):
+def test_a_transformer_s_layer_is_a_block_wherever_it_has_its_norms(norm_first):
     stack = [nn.TransformerEncoderLayer(16, 2, 32, norm_first=norm_first, batch_first=True) for _ in range(2)]
     model = nn.Sequential(nn.Linear(6, 16), *stack, nn.Flatten(), nn.Linear(80, 4))
-    assert _names(model, _example(5, 6)) == (["1", "2"] if norm_first else [])
+    assert _names(model, _example(5, 6)) == ["1", "2"]
+
+
+def test_what_gives_something_normalised_is_a_block_only_if_that_is_its_input():
+
+    class Replaced(nn.Module):
+        def __init__(self, *, shortcut: bool) -> None:
+            super().__init__()
+            self.inner, self.norm, self.shortcut = nn.Linear(16, 16), nn.LayerNorm(16), shortcut
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x + self.inner(x)) if self.shortcut else self.norm(self.inner(x))
+
+    rows = [Replaced(shortcut=True), Replaced(shortcut=False), Replaced(shortcut=True)]
+    model = nn.Sequential(nn.Linear(6, 16), *rows, nn.Flatten(), nn.Linear(80, 4))
+    assert _names(model, _example(5, 6)) == ["1", "3"]
 
 
 class _Encoder(nn.Module):

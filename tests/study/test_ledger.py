@@ -11,7 +11,7 @@ from optuna.trial import TrialState as OptunaState
 
 from autocompress.config import StudyConfig, load_config
 from autocompress.plan import CompressionPlan
-from autocompress.records import TrialRecord, TrialState
+from autocompress.records import Cascade, TrialRecord, TrialState
 from autocompress.search.knob_sampler import KnobSampler
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.ledger import Ledger
@@ -97,6 +97,17 @@ def test_what_was_told_is_what_optuna_holds(store, started, space):
     study = optuna.load_study(study_name="digits", storage=f"sqlite:///{store.path}")
     assert study.metric_names == ["accuracy", "size", "latency"]
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
+
+
+def test_a_cascade_is_a_result_without_a_plan_that_a_sampler_could_learn_from(store, started, reopen, space):
+    cascade = Cascade(first=0, second=1, threshold=0.9, passed_on=0.2, second_plan=CompressionPlan())
+    record = example_trial(2, 0.975, 200, 0.3, origin="cascade", cascade=cascade, plan=space.sweep("uint8")[0][1])
+    finish(store, started, record)
+    agrees(store)
+    assert store.trials("digits")[2] == record
+    told = optuna_trials(store)[2]
+    assert (told.params, "plan" in told.user_attrs, told.values[1]) == ({}, False, 200)
+    assert reopen().ask().number == 3
 
 
 @pytest.mark.parametrize(

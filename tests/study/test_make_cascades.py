@@ -1,0 +1,264 @@
+"""Cascades of a study's results: the file that ships is run and timed, and what cannot be joined is told why."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from autocompress.config import load_config
+from autocompress.errors import NotFoundError
+from autocompress.measure.quality import metric_for, predict
+from autocompress.plan import CompressionPlan
+from autocompress.records import (
+    Baseline,
+    DeviceFacts,
+    Latency,
+    Measurement,
+    ModelFacts,
+    StudyRecord,
+    StudyState,
+    TrialRecord,
+    TrialState,
+)
+from autocompress.recover.data import Split
+from autocompress.search.stopping import Constraints, Rival
+from autocompress.study import finalise
+from autocompress.study.cascade import STREAM, cascades, timed_on_stream
+from autocompress.study.evaluate import examine
+from autocompress.study.rebuild import rebuild_cascade
+from autocompress.study.requests import CascadeRequest
+
+N = 200
+BASELINE = Baseline(
+    metric="accuracy", val=1.0, test=None, size_bytes=10_000, latency_ms=2.0, params=9, macs=9,
+    artifact="artifacts/s/baseline/model.onnx",
+)  # fmt: skip
+
+
+def samples() -> tuple[torch.Tensor, torch.Tensor]:
+    """[200, 2]: what tells the class apart, and whether the small network sees it; every fifth it does not.
+
+    The small network's answer to those is 0 by a hair, which is right for every other one of them.
+    """
+    targets = torch.arange(N) // 5 % 2
+    seen = torch.arange(N) % 5 != 4
+    return torch.stack([targets * 2.0 - 1.0, seen.float()], 1), targets
+
+
+def write(path: Path, *, blind: bool) -> int:
+    """A network of outputs [-x, x] times 4; a blind one gives [0.1, 0] where it does not see. Its bytes."""
+    hidden = [
+        helper.make_node("Split", ["input"], ["x", "seen"], axis=1, num_outputs=2),
+        helper.make_node("Mul", ["x", "seen"] if blind else ["x", "one"], ["v"]),
+        helper.make_node("Mul", ["v", "weight"], ["scores"]),
+        helper.make_node("Add", ["scores", "bias"], ["output"]),
+    ]
+    values = {"one": [1.0], "weight": [[-4.0, 4.0]], "bias": [[0.1 if blind else 0.0, 0.0]]}
+    graph = helper.make_graph(
+        hidden, "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.array(array, np.float32), name) for name, array in values.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.SerializeToString())
+    return path.stat().st_size
+
+
+class StreamDevice:
+    """Latency is what its caller says of a sample: 0.2 of the baseline's, and 1.0 more where it is not seen."""
+
+    facts = DeviceFacts()
+
+    def __init__(self) -> None:
+        self.streams: list[np.ndarray] = []
+
+    def measure(self, candidate: Path, baseline: Path, *, baseline_ms, seconds=None, stream=None) -> Latency:
+        assert stream is not None, "a cascade has no latency on one fixed input"
+        assert baseline.name == candidate.name == "model.onnx"
+        with np.load(stream) as file:
+            (inputs,) = (file[name] for name in file.files)
+        self.streams.append(inputs)
+        ratio = float(np.mean(0.2 + 1.0 * (inputs[:, 1] == 0)))
+        return Latency(latency_ms=ratio * baseline_ms, ratio=ratio, ratio_ci=(ratio, ratio), blocks=1)
+
+    def close(self) -> None:
+        return None
+
+
+def measured(val: float, size: int, ratio: float) -> Measurement:
+    timed = Latency(latency_ms=2 * ratio, ratio=ratio, ratio_ci=(ratio, ratio), blocks=1)
+    return Measurement(val=val, size_bytes=size, compressed_bytes=size, latency=timed, params=10, macs=100)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Any:
+    """A task, and two results: the small network of trial 1 is wrong on every tenth sample, that of 2 never."""
+    folder = tmp_path / "artifacts" / "s"
+    inputs, targets = samples()
+    val = Split(inputs=(inputs,), targets=targets)
+    metric = metric_for("accuracy")
+
+    def quality(artifact: Path, split: Split) -> Any:
+        return metric.judge(predict(artifact, [t.numpy() for t in split.inputs], threads=1), split.targets.numpy())
+
+    task: Any = SimpleNamespace(
+        source=SimpleNamespace(config=load_config({}, name="s"), workspace=tmp_path, folder=folder),
+        splits=SimpleNamespace(val=val, test=val, task="classification"), device=StreamDevice(),
+        metric=metric, baseline=BASELINE, quality=quality,
+    )  # fmt: skip
+    write(folder / "baseline" / "model.onnx", blind=False)
+    records = []
+    for number, blind, accuracy, ratio in ((1, True, 0.9, 0.2), (2, False, 1.0, 1.0)):
+        path = folder / f"trial-{number}" / "model.onnx"
+        size = write(path, blind=blind)
+        plan = CompressionPlan(prune_ratio={"a": 0.5 / number})
+        records.append(
+            TrialRecord(
+                trial=number, state=TrialState.COMPLETE, plan=plan, widths={"a": 4 * number},
+                measurement=measured(accuracy, size, ratio), artifact=str(path.relative_to(tmp_path)),
+            )
+        )  # fmt: skip
+    return SimpleNamespace(task=task, records=records, folder=folder)
+
+
+def request_for(study: Any, **more: Any) -> CascadeRequest:
+    rivals = tuple(
+        Rival(
+            trial=r.trial, plan=r.plan, drop=1.0 - r.measurement.val, size_ratio=r.measurement.size_bytes / 10_000,
+            latency_ratio=r.measurement.latency.ratio,
+        )
+        for r in study.records
+    )  # fmt: skip
+    return CascadeRequest(
+        trial=7, members=tuple(study.records), rivals=rivals,
+        **{"constraints": Constraints(), "deadline": time.monotonic() + 60, **more},
+    )  # fmt: skip
+
+
+def configure(its: Any, **tables: Any) -> None:
+    its.source.config = load_config(tables, name="s")
+
+
+def test_two_results_are_joined_and_the_joined_file_is_what_is_measured(study):
+    (record,) = cascades(study.task, request_for(study), lambda _: None)
+    assert (record.trial, record.state, record.origin) == (7, TrialState.COMPLETE, "cascade")
+    cascade, first = record.cascade, study.records[0]
+    assert cascade is not None
+    assert (cascade.first, cascade.second, cascade.passed_on) == (1, 2, 0.2)
+    assert 0.525 < cascade.threshold < 0.9995, "the confidence of [0.1, 0], and of [-4, 4]"
+    assert (record.plan, record.widths, cascade.second_plan) == (first.plan, first.widths, study.records[1].plan)
+    found, path = record.measurement, study.folder / "trial-7" / "model.onnx"
+    assert found is not None
+    assert (found.val, found.size_bytes) == (1.0, path.stat().st_size)
+    assert (found.params, found.macs) == (20, 120), "of both; the second one's for a fifth of the samples"
+    assert found.latency.ratio == pytest.approx(0.2 + 0.2 * 1.0, abs=0.02)
+    assert json.loads((path.parent / "plan.json").read_text())["cascade"][1]["trial"] == 2
+    outputs = ort.InferenceSession(path).run(None, {"input": samples()[0].numpy()})[0]
+    assert np.array_equal(outputs.argmax(1), samples()[1].numpy())
+    assert outputs[0] == pytest.approx([4.1, -4.0]), "of the first network"
+    assert outputs[4] == pytest.approx([4.0, -4.0]), "of the second"
+
+
+def test_the_last_look_times_a_cascade_on_its_stream_again(study):
+    cascades(study.task, request_for(study), lambda _: None)
+    path, dense = study.folder / "trial-7" / "model.onnx", study.folder / "baseline" / "model.onnx"
+    seen = examine(study.task, path, dense, baseline_ms=2.0)
+    assert seen.test == 1.0
+    before, again = study.task.device.streams
+    assert np.array_equal(before, again)
+    assert len(before) == N, "all samples there are, in an order of its own"
+    assert sorted(json.loads((path.parent / STREAM).read_text())) == list(range(N))
+    assert timed_on_stream(study.task, dense, dense, baseline_ms=2.0) is None, "any other file has one fixed input"
+    assert [p.name for p in path.parent.iterdir() if p.is_dir()] == [], "the stream itself is not kept"
+
+
+def test_what_no_pair_can_win_is_a_stopped_trial_with_its_reason(study):
+    (record,) = cascades(study.task, request_for(study, constraints=Constraints(max_size=10)), lambda _: None)
+    assert (record.state, record.measurement, record.cascade) == (TrialState.STOPPED, None, None)
+    assert record.reason.endswith("ways to join two results keeps the bounds of the study")
+    assert not (study.folder / "trial-7").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: setattr(t.splits, "task", "regression"), "the task is regression"),
+        (lambda t: setattr(t.device, "facts", DeviceFacts(batch=8)), "the device runs batches of 8"),
+        (lambda t: setattr(t.device, "facts", DeviceFacts(runtime="openvino")), "the device runs openvino"),
+        (lambda t: configure(t, search={"objectives": ["accuracy", "size"]}), "latency is no objective"),
+        (lambda t: configure(t, task={"metric": "m:f", "direction": "maximize"}), "m:f is not built in"),
+    ],
+)
+def test_where_there_can_be_none_the_reason_is_told(study, change, reason):
+    change(study.task)
+    (record,) = cascades(study.task, request_for(study), lambda _: None)
+    assert record.state is TrialState.STOPPED
+    assert reason in record.reason
+
+
+def test_a_file_that_answers_something_else_is_a_failed_trial(study, monkeypatch):
+    first = (study.folder / "trial-1" / "model.onnx").read_bytes()
+    monkeypatch.setattr("autocompress.study.cascade.join", lambda *_, **__: first)
+    (record,) = cascades(study.task, request_for(study), lambda _: None)
+    assert record.state is TrialState.FAILED
+    assert "as neither of its networks does" in record.reason
+
+
+def test_a_cascade_is_made_again_from_its_parts_byte_for_byte(study):
+    (record,) = cascades(study.task, request_for(study), lambda _: None)
+    path = study.folder / "trial-7" / "model.onnx"
+    stored = StudyRecord(
+        name="s", state=StudyState.FINISHED, seed=0, config={}, config_hash="", budget_s=1.0, spent_s=1.0, created="",
+        device=DeviceFacts(), facts=ModelFacts(layers=(), groups=()),
+    )  # fmt: skip
+    workspace = study.task.source.workspace
+    assert rebuild_cascade(stored, record.cascade, record.plan, workspace) == path.read_bytes()
+    (study.folder / "trial-2" / "model.onnx").unlink()
+    with pytest.raises(NotFoundError, match=r"trial-2 has no weights\.safetensors"):
+        rebuild_cascade(stored, record.cascade, record.plan, workspace)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
+def driver_of(study: Any, *, answers: list[TrialRecord]) -> tuple[Any, list[Any]]:
+    """What the last stage needs of a driver to ask for cascades, and what it asked and stored."""
+    asked: list[Any] = []
+
+    def call(method: str, request: CascadeRequest, *, deadline: float) -> list[TrialRecord]:
+        asked.append((method, request))
+        return answers
+
+    request = request_for(study)
+    config = load_config({"search": {"cascade": True, "max_trials": 2}}, name="s")
+    driver = SimpleNamespace(
+        trials=list(study.records), rivals=lambda: iter(request.rivals), config=config, constraints=Constraints(),
+        at_limit=True, end=time.monotonic() + 60, data_sizes={"val": 100, "test": 100}, say=lambda _: None,
+        ledger=SimpleNamespace(next_number=3), worker=SimpleNamespace(call=call), ensure_worker=lambda: None,
+    )  # fmt: skip
+    driver.finish = driver.trials.append
+    return driver, asked
+
+
+def test_the_last_stage_asks_once_also_when_there_are_as_many_trials_as_there_may_be(study):
+    made = TrialRecord(trial=3, state=TrialState.STOPPED, plan=CompressionPlan(), origin="cascade", reason="none")
+    driver, asked = driver_of(study, answers=[made])
+    before = finalise._reserve_s(driver)
+    finalise._make_cascades(driver)
+    ((method, request),) = asked
+    assert (method, request.trial) == ("cascades", 3)
+    assert {r.trial for r in request.members} == {1, 2}
+    assert driver.trials[-1] is made
+    assert finalise._reserve_s(driver) < before, "its time is not kept any longer"
+    finalise._make_cascades(driver)
+    assert len(asked) == 1
