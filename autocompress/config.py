@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from autocompress.errors import UsageError
-from autocompress.plan import Activations, Importance, Levels, SparsityKind
+from autocompress.plan import Activations, Importance, Levels, Rounding, SparsityKind
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h|d)?\s*")
 _DURATION_S = {"s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -179,6 +179,9 @@ class SpaceConfig(Table):
     )
     levels: tuple[Levels, ...] = Field(
         ("uniform",), min_length=1, description="of weights with 2 to 6 bits: uniform, codebook (k-means), power_of_two"
+    )
+    rounding: tuple[Rounding, ...] = Field(
+        (), description="nearest or feedback, below 8 bits; empty: feedback where no batch norms make up for rounding"
     )
     sparsity: tuple[Share, ...] = Field(
         (0.0,), min_length=1, description="shares of single weights that are zeroed; only a zipped file gets smaller"

@@ -18,6 +18,7 @@ Activations = Literal["float", "uint8", "dynamic"]
 Importance = Literal["l1", "l2", "taylor", "fisher", "activation", "bn_scale", "random"]
 SparsityKind = Literal["magnitude", "fisher", "2:4", "1:4"]
 Levels = Literal["uniform", "codebook", "power_of_two"]
+Rounding = Literal["nearest", "feedback"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activations)
 _LOSSY = (
     "float",
@@ -27,10 +28,11 @@ _LOSSY = (
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 LEVELS: tuple[str, ...] = get_args(Levels)
 SPARSITY_KINDS: tuple[str, ...] = get_args(SparsityKind)
+ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 
 
 # What decides the values in a file, but neither its bytes nor its latency.
-_RECOVERY = ("importance", "distill", "learning_rate", "sparsity", "sparsity_kind")
+_RECOVERY = ("importance", "distill", "learning_rate", "sparsity", "sparsity_kind", "rounding")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,8 @@ class CompressionPlan:
         levels: which values the weights of layers with 2 to 6 bits may take; at 1 bit there are only two.
         rank_ratio: share of a layer's weights or multiplications that two factors of low rank save, 0 <= ratio < 1,
             whichever they save less of; a layer that is not named stays whole, and so does one that is too narrow.
+        rounding: how weights of fewer than 8 bits are rounded where that sets in: to the nearest value, or with
+            feedback from a few samples, so that the layers' outputs stay near.
     """
 
     prune_ratio: Mapping[str, float] = field(default_factory=dict)
@@ -94,6 +98,7 @@ class CompressionPlan:
     sparsity: float = 0.0
     sparsity_kind: SparsityKind = "magnitude"
     rank_ratio: Mapping[str, float] = field(default_factory=dict)
+    rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "removed_blocks", _block_names(self.removed_blocks))
@@ -114,6 +119,8 @@ class CompressionPlan:
             raise ValueError(f"importance must be one of {IMPORTANCES}, got {self.importance!r}")
         if self.levels not in LEVELS:
             raise ValueError(f"levels must be one of {LEVELS}, got {self.levels!r}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {ROUNDINGS}, got {self.rounding!r}")
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity}; 1.0 would leave no weight")
         if self.sparsity_kind not in SPARSITY_KINDS:
@@ -142,6 +149,7 @@ class CompressionPlan:
             "sparsity": self.sparsity,
             "sparsity_kind": self.sparsity_kind,
             "rank_ratio": dict(sorted(self.rank_ratio.items())),
+            "rounding": self.rounding,
         }
 
     @classmethod

@@ -278,13 +278,18 @@ class Skip(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts(Record):
-    """What the space was built from: layers, groups and blocks in the order of the model, what is skipped and why."""
+    """What the space was built from: layers, groups and blocks in the order of the model, what is skipped and why.
+
+    Attributes:
+        batch_norms: whether there are any; studies that are older than this do not say.
+    """
 
     layers: tuple[LayerFacts, ...]
     groups: tuple[GroupFacts, ...]
     skips: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
     blocks: tuple[BlockFacts, ...] = ()
+    batch_norms: bool = True
 
     def layers_in(self, blocks: Collection[str]) -> frozenset[str]:
         """Layers that go with these blocks."""

@@ -33,6 +33,19 @@ def test_a_plan_that_was_stored_before_there_were_blocks_removes_none():
     assert CompressionPlan.from_dict(stored) == PLAN
 
 
+def test_how_weights_are_rounded_matters_where_something_is_trained_and_not_for_the_bytes():
+    stored = PLAN.to_dict()
+    del stored["rounding"]
+    assert CompressionPlan.from_dict(stored).rounding == "nearest"
+    fed = CompressionPlan.from_dict({**stored, "rounding": "feedback"})
+    assert fed.structure_key() == PLAN.structure_key()
+    assert not fed.same_as(PLAN)
+    eight = {"weight_bits": {"conv1": 8}}
+    assert _without(**eight, rounding="feedback").same_as(_without(**eight))
+    with pytest.raises(ValueError, match="rounding must be one of"):
+        CompressionPlan(rounding="up")  # type: ignore[arg-type]
+
+
 def test_an_unknown_key_is_refused():
     with pytest.raises(ValueError, match="unknown key 'prune_ratios' in a plan"):
         CompressionPlan.from_dict({"prune_ratios": {}})

@@ -116,6 +116,11 @@ class FakeQuantize(nn.Module):
                 self.magnitudes = refit(steps.detach(), self.magnitudes)
         return (steps + (self._round(steps.detach()) - steps).detach()) * scale
 
+    def round_steps(self, steps: Tensor) -> Tensor:
+        """What weights, in units of their scales, are rounded to; in the same units."""
+        limit = float(limit_for(self.bits) if self.magnitudes is None else self.magnitudes[-1])
+        return self._round(steps.clamp(-limit, limit))
+
     def _round(self, steps: Tensor) -> Tensor:
         return steps.round() if self.magnitudes is None else nearest(steps, self.magnitudes)
 

@@ -65,7 +65,8 @@ def plan_lines(plan: CompressionPlan) -> list[str]:
     if counts:
         parts = ", ".join(f"{bits} bits in {_count(counts[bits], 'layer')}" for bits in sorted(counts))
         kind = "" if plan.levels == "uniform" else f", {plan.levels.replace('_', ' ')} levels"
-        lines.append(f"weights: {parts}{kind}")
+        fed = ", rounded with feedback" if plan.rounding == "feedback" and min(counts) < 8 else ""
+        lines.append(f"weights: {parts}{kind}{fed}")
     if plan.sparsity > 0:
         lines.append(f"zeroed: {plan.sparsity:.0%} of the single weights ({plan.sparsity_kind})")
     if plan.activations != "float":

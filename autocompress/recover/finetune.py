@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from autocompress.compress.feedback import round_with_feedback_
 from autocompress.compress.quantize import FakeQuantize, quantize_weights_
 from autocompress.compress.sparsify import Sparsifier, Sparsity
 from autocompress.plan import DistillPlan, Levels
@@ -155,6 +156,7 @@ def finetune_(
     weight_bits: Mapping[str, int] | None = None,
     quantize_from: float = 0.5,
     levels: Levels = "uniform",
+    feedback: Sequence[Tensor] = (),
     seed: int = 0,
     seen: int = 0,
     steps: int | None = None,
@@ -171,6 +173,7 @@ def finetune_(
         seen: samples that the network was trained on before; it goes on where that training ended.
         weight_bits: layers to round; those below 8 bits are rounded while training, the others afterwards.
         levels: that rounding leaves, as in the plan.
+        feedback: inputs that those below 8 bits are rounded by, each [n, ...]; none: to the nearest.
         quantize_from: share of the training after which rounding sets in, in [0, 1).
         steps: end after so many steps if that comes first; infinite `seconds` count steps alone.
         sparsity: weights to zero on the way.
@@ -196,7 +199,8 @@ def finetune_(
                     if not _has_finite_weights(model):
                         finite = False
                         break
-                    _start_rounding_(model, low_bits, levels, optimizer, rate)
+                    fed = tuple(t.to(trainer.device) for t in feedback)
+                    _start_rounding_(model, low_bits, levels, fed, optimizer, rate)
                     rounding = True
                 if sparsifier:
                     sparsifier.step(share)
@@ -323,9 +327,18 @@ def _has_finite_weights(model: nn.Module) -> bool:
 
 
 def _start_rounding_(
-    model: nn.Module, bits: Mapping[str, int], levels: Levels, optimizer: torch.optim.Optimizer, rate: float
+    model: nn.Module,
+    bits: Mapping[str, int],
+    levels: Levels,
+    feedback: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    rate: float,
 ) -> None:
+    dense = copy.deepcopy(model).eval() if feedback else None
     quantize_weights_(model, bits, levels)
+    if dense is not None:
+        round_with_feedback_(model.eval(), dense, feedback)
+        model.train()
     scales = [m.log_scale for m in model.modules() if isinstance(m, FakeQuantize)]
     optimizer.add_param_group({"params": scales, "lr": rate, "weight_decay": 0.0})
 

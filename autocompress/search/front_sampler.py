@@ -37,7 +37,7 @@ _PAIRS = 12_000  # solver's arrays: fewer prices at once for larger networks
 _SIZE_PRICES, _LATENCY_PRICES = (1e-3, 0.3), (1e-3, 0.5)  # drop for the whole file, for the whole latency
 _RECENT = 5  # trials
 _SETTINGS = (
-    "levels", "importance", "distill/temperature", "distill/weight", "learning_rate", "distill/hints",
+    "levels", "rounding", "importance", "distill/temperature", "distill/weight", "learning_rate", "distill/hints",
     "distill/attention", "distill/mean_teacher",
 )  # fmt: skip
 _ZEROS = 0.25  # chance of a change of the share of zeros, where that is searched

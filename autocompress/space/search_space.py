@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import Any
 
 from autocompress.config import SpaceConfig
-from autocompress.plan import Activations, CompressionPlan, DistillPlan, SparsityKind, kept_of
+from autocompress.plan import Activations, CompressionPlan, DistillPlan, Rounding, SparsityKind, kept_of
 from autocompress.records import GroupFacts, ModelFacts
 
 _COMPANIONS = ("hints", "attention", "mean_teacher")
@@ -56,6 +56,11 @@ class SearchSpace:
         """
         fits = matmul_share(self.facts) >= _MATMUL_SHARE
         return tuple(a for a in self.config.activations if a != "dynamic" or fits) or self.config.activations
+
+    @property
+    def roundings(self) -> tuple[Rounding, ...]:
+        """Those of the study file; without any, feedback where there are no batch norms, which correct as much."""
+        return self.config.rounding or (("nearest",) if self.facts.batch_norms else ("feedback",))
 
     def raw(self) -> dict[str, Parameter]:
         """Every searched parameter by its lasting name; what has a single choice is left out."""
@@ -113,6 +118,7 @@ class SearchSpace:
             "levels": plan.levels,
             "sparsity": plan.sparsity,
             "sparsity_kind": plan.sparsity_kind,
+            "rounding": plan.rounding,
         }
         values |= {f"prune_ratio/{g.name}": plan.prune_ratio.get(g.name, 0.0) for g in self.facts.groups}
         values |= {
@@ -171,6 +177,7 @@ class SearchSpace:
         plain = self.decode({})
         fixed: dict[str, Any] = {
             "importance": plain.importance, "distill": plain.distill, "learning_rate": plain.learning_rate,
+            "rounding": plain.rounding,
         }  # fmt: skip
         found = [
             ("fp16", CompressionPlan(weight_bits=dict.fromkeys(names, 16), **fixed)),
@@ -207,6 +214,7 @@ class SearchSpace:
         return {
             "activations": Parameter(choices=self.activations),
             "levels": Parameter(choices=self.config.levels),
+            "rounding": Parameter(choices=self.roundings),
             "sparsity": Parameter(choices=self.config.sparsity),
             "sparsity_kind": Parameter(choices=self.config.sparsity_kind),
             "importance": Parameter(choices=self.config.importance),
@@ -238,6 +246,7 @@ class SearchSpace:
             learning_rate=values.get("learning_rate", self.config.learning_rate[0]),
             removed_blocks=removed,
             levels=values.get("levels", self.config.levels[0]),
+            rounding=values.get("rounding", self.roundings[0]),
             sparsity=_share_of(values.get("sparsity", self.config.sparsity[0]), kind),
             sparsity_kind=kind,
             rank_ratio=ranks,

@@ -18,6 +18,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
+from autocompress.compress.feedback import round_with_feedback_
 from autocompress.compress.quantize import float_state, quantize_weights_, rounding_state, settle_weights_
 from autocompress.compress.sparsify import sparsify_
 from autocompress.errors import AutocompressError, StageError
@@ -200,9 +201,13 @@ def _recover(
     task: Task, network: nn.Module, request: Request, seconds: float, damage: float, on_step: Callable[[float], None]
 ) -> TrainingReport | None:
     plan = request.plan
+    feedback = task.exporter.samples if plan.rounding == "feedback" else ()
     if request.soup or not plan.trains:
         sparsify_(network, task.sparsity(plan))
+        dense = copy.deepcopy(network)
         quantize_weights_(network, plan.weight_bits, plan.levels)
+        if feedback and any(bits < 8 for bits in plan.weight_bits.values()):
+            round_with_feedback_(network, dense, feedback)
         return None
     companions = task.companions(network, plan.distill)
     try:
@@ -216,6 +221,7 @@ def _recover(
             distill=plan.distill,
             weight_bits=plan.weight_bits,
             levels=plan.levels,
+            feedback=feedback,
             sparsity=task.sparsity(plan),
             quantize_from=_ROUNDING_FROM if request.parent is None else _CONTINUE_ROUNDING_FROM,
             seed=task.source.config.search.seed,

@@ -19,6 +19,7 @@ import cloudpickle
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.compress.compensate import Grams, input_grams
 from autocompress.compress.drop import drop_blocks_
@@ -441,6 +442,7 @@ def _find_facts(
         skips=(*unquantized, *skips, *unpruned, *_in_float(model), *whole),
         notes=tuple(notes),
         blocks=tuple(with_groups(model, example, blocks, groups)),
+        batch_norms=any(isinstance(m, _BatchNorm) for m in model.modules()),
     )
 
 

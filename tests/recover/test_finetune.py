@@ -140,6 +140,27 @@ def test_low_bits_are_rounded_while_training_and_eight_afterwards(train, monkeyp
     assert shares == pytest.approx([n / 20 for n in range(20)])
 
 
+def test_feedback_is_asked_once_where_rounding_sets_in(train, monkeypatch):
+    shares: list[float] = []
+    asked: list[tuple[int, bool, int]] = []
+    real = finetune.round_with_feedback_
+
+    def spy(rounded, dense, samples):
+        assert not any(isinstance(m, FakeQuantize) for m in dense.modules())
+        asked.append((len(shares), rounded.training or dense.training, len(samples[0])))
+        return real(rounded, dense, samples)
+
+    monkeypatch.setattr(finetune, "round_with_feedback_", spy)
+    bits, few = {"conv1": 8, "fc": 3}, (train.inputs[0][:8],)
+    nearest, _ = recover(train, weight_bits=bits, on_step=lambda _: None)
+    assert asked == []
+    fed, _ = recover(train, weight_bits=bits, feedback=few, on_step=shares.append)
+    assert asked == [(10, False, 8)]
+    assert not torch.equal(fed.fc.weight, nearest.fc.weight)
+    recover(train, weight_bits={"conv1": 8}, feedback=few)
+    assert len(asked) == 1, "8 bits are rounded to the nearest"
+
+
 def test_weights_settle_to_as_many_values_as_the_bits_allow(train):
     model, _ = recover(train, weight_bits={"conv1": 8, "conv2": 2, "fc": 4})
     with torch.no_grad():

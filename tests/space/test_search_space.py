@@ -56,6 +56,19 @@ def test_parameters_keep_their_lasting_names():
     }  # fmt: skip
 
 
+def test_rounding_takes_feedback_where_no_batch_norm_makes_up_for_it():
+    plain = ModelFacts(layers=LAYERS, groups=GROUPS, batch_norms=False)
+    asked = SpaceConfig(rounding=("nearest", "feedback"))
+    assert SPACE.decode({}).rounding == "nearest"
+    assert SearchSpace(config=SpaceConfig(), facts=plain).decode({}).rounding == "feedback"
+    assert SearchSpace(config=SpaceConfig(rounding=("nearest",)), facts=plain).decode({}).rounding == "nearest"
+    both = SearchSpace(config=asked, facts=plain)
+    assert both.raw()["rounding"].choices == ("nearest", "feedback")
+    plan = both.decode({"rounding": "feedback"})
+    assert both.encode(plan) == {**both.encode(both.decode({})), "rounding": "feedback"}
+    assert {plan.rounding for _, plan in SearchSpace(config=SpaceConfig(), facts=plain).references()} == {"feedback"}
+
+
 def test_what_has_a_single_choice_is_not_a_parameter():
     fixed = SpaceConfig(
         weight_bits=(8,), activations=("uint8",), temperature=(4.0,), learning_rate=(1e-3,), max_prune_ratio=0.0

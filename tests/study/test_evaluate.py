@@ -256,6 +256,7 @@ def test_trained_networks_can_teach_along(task: Task):
         (36, {"activations": "uint8"}),
         (37, {"activations": "float", "sparsity": 0.5, "levels": "codebook"}),
         (38, {"activations": "uint8", "rank_ratio/layers.2.conv2": 0.3, "prune_ratio/conv1": 0.0}),
+        (49, {"activations": "float", "sparsity": 0.5, "rounding": "feedback"}),
     ],
 )
 def test_a_file_is_made_again_from_plan_and_weights_to_the_last_bit(task: Task, trial: int, choices: dict[str, Any]):
