@@ -173,7 +173,8 @@ def _places(layer: Any, x: Tensor) -> Tensor:
     """What single outputs of a layer are computed from, [groups, places, inputs] in the order of its weight."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return _thinned(x.reshape(1, -1, x.shape[-1]).float())
-    x, sizes = x.float(), (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    x = x.float()
+    sizes: Any = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     x = x[:: max(1, round(x.numel() / x.shape[1] / _UNFOLDED))]
     if isinstance(layer, nn.Conv1d):
         x = x[:, :, None]
