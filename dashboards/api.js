@@ -33,6 +33,8 @@ export const post = (path, body = {}, headers = {}) => request(path, {
   body: JSON.stringify(body),
 });
 
+export const remove = (path) => request(path, { method: "DELETE" });
+
 // Every page of a list that comes in pages.
 export async function all(path, limit = 200) {
   const items = [];

@@ -22,6 +22,23 @@ export function fill(id, ...children) {
   return place;
 }
 
+// The same, but only when `key` has changed: what the reader has opened or scrolled stays as it is.
+export function refill(id, key, make) {
+  const place = byId(id), text = JSON.stringify(key);
+  if (place.dataset.key === text) return;
+  place.dataset.key = text;
+  fill(place, ...make());
+}
+
+// Does what replaces elements, and gives the focus back to the one with the same `data-focus`.
+export function keepingFocus(work) {
+  const mark = document.activeElement?.dataset?.focus;
+  work();
+  if (!mark) return;
+  const same = [...document.querySelectorAll("[data-focus]")].find((element) => element.dataset.focus === mark);
+  if (same && same !== document.activeElement) same.focus({ preventScroll: true });
+}
+
 // Says something to a screen reader, without moving the focus.
 export function announce(text) {
   byId("announcer").textContent = text;
@@ -62,7 +79,19 @@ export async function busy(button, work) {
   }
 }
 
-// A button for what cannot be taken back: the first press asks, the second does it.
+// Asks before what cannot be taken back for good; resolves with whether to do it. The keyboard's Escape means no.
+export function ask(title, text, yes) {
+  return new Promise((resolve) => {
+    const answer = (value) => () => dialog.close(value);
+    const dialog = h("dialog", { class: "panel ask", "aria-labelledby": "ask-title", onclose: () => { dialog.remove(); resolve(dialog.returnValue === "yes"); } },
+      h("h2", { id: "ask-title" }, title), h("p", {}, text),
+      h("p", { class: "actions" }, h("button", { type: "button", class: "secondary", onclick: answer("no") }, "Keep it"), h("button", { type: "button", class: "danger", onclick: answer("yes") }, yes)));
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+// A button for what ends something that runs: the first press asks, the second does it.
 export function confirmed(label, question, work, attributes = {}) {
   let armed = 0;
   const button = h("button", { type: "button", class: "secondary", ...attributes, onclick: async () => {

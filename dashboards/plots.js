@@ -3,6 +3,7 @@
 import { cloud, corners } from "./cloud.js";
 
 const NARROW = 560;
+const NAME = { narrow: 18, wide: 34 }; // characters of a layer's name beside its bars
 const drawn = new Map(); // element -> { figure, config }
 let probe;
 
@@ -23,9 +24,9 @@ export function themed(layout) {
   next.hoverlabel = { ...layout.hoverlabel, bgcolor: color("--card"), bordercolor: color("--edge") };
   next.hoverlabel.font = { ...next.hoverlabel.font, color: color("--ink") };
   for (const key of Object.keys(layout)) {
-    if (/^[xy]axis\d*$/.test(key)) next[key] = { ...layout[key], gridcolor: grid, color: ink };
+    if (/^[xy]axis\d*$/.test(key)) next[key] = { ...layout[key], ...shortened(layout[key]), gridcolor: grid, color: ink };
   }
-  if (innerWidth < NARROW && layout.margin) next.margin = { ...layout.margin, l: Math.min(layout.margin.l, 48), r: Math.min(layout.margin.r, 12) };
+  if (innerWidth < NARROW && layout.margin) next.margin = { ...layout.margin, l: Math.min(layout.margin.l, 48), r: Math.min(layout.margin.r, 20) };
   next.annotations = layout.annotations?.map((note) => ({ ...note, font: { ...note.font, color: ink } }));
   if (!layout.scene) return next;
   next.scene = { ...layout.scene };
@@ -37,6 +38,13 @@ export function themed(layout) {
     next.scene[axis] = { ...layout.scene[axis], gridcolor: mesh, zerolinecolor: mesh, color: ink };
   }
   return next;
+}
+
+// Names that would take the place of what they name: the middle goes, for layers differ at both ends.
+function shortened(axis) {
+  if (axis.type !== "category" || !axis.tickvals) return {};
+  const most = innerWidth < NARROW ? NAME.narrow : NAME.wide, half = (most - 1) >> 1;
+  return { ticktext: axis.tickvals.map((name) => (name.length > most ? `${name.slice(0, most - 1 - half)}…${name.slice(-half)}` : name)) };
 }
 
 // Filled marks that matter get a rim in the colour of the page, or they would melt into the crowd behind them.
@@ -62,5 +70,23 @@ export function redraw() {
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 addEventListener("themechange", redraw);
-addEventListener("beforeprint", redraw);
-addEventListener("afterprint", redraw);
+// Paper is light, whatever the screen is, and of a width that nobody tells: drawings become scalable for it.
+let theme;
+addEventListener("beforeprint", () => {
+  theme = document.documentElement.dataset.theme;
+  document.documentElement.dataset.theme = "light";
+  redraw();
+  for (const sheet of document.querySelectorAll(".canvas .main-svg")) {
+    sheet.setAttribute("viewBox", `0 0 ${sheet.getAttribute("width")} ${sheet.getAttribute("height")}`);
+    sheet.style.maxWidth = `${sheet.getAttribute("width")}px`; // smaller where the paper is, never larger
+  }
+});
+addEventListener("afterprint", () => {
+  if (theme === undefined) delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = theme;
+  for (const sheet of document.querySelectorAll(".canvas .main-svg")) {
+    sheet.removeAttribute("viewBox");
+    sheet.style.maxWidth = "";
+  }
+  redraw();
+});

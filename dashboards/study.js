@@ -1,6 +1,6 @@
 // The page of one study, live: figures, limits, trials, and what happened to the search.
-import { download, get, listen, post } from "./api.js";
-import { announce, busy, byId, confirmed, emptyBox, fill, h, notice, table } from "./dom.js";
+import { download, get, listen, post, remove } from "./api.js";
+import { announce, ask, busy, byId, confirmed, emptyBox, fill, h, notice, refill, table } from "./dom.js";
 import { best, judgedSplit, keeps, rowsOf } from "./facts.js";
 import { asTable, dimmed, filtered, paint, show } from "./figures.js";
 import * as format from "./format.js";
@@ -19,6 +19,7 @@ const figures = new Map(); // name -> as the server gave it, undimmed
 const state = { summary: null, points: null, rows: [], split: "val", kept: null, chosen: null, selected: null };
 
 let judging = false;
+let gone = false; // the study was deleted: nothing more is asked of it
 const limits = new Limits(byId("sliders"), () => { // once per frame, however fast a slider moves
   if (judging) return;
   judging = true;
@@ -34,6 +35,7 @@ const countdown = new Countdown((left) => {
 // -- reading
 
 async function refresh() {
+  if (gone) return;
   const detail = await get(path);
   showSummary(detail);
   showOrigin(detail);
@@ -212,7 +214,22 @@ function showActions(summary) {
   if (ACTIVE.includes(summary.state)) items.push(confirmed("Cancel the search", "Really? Press again to end it", async () => { showSummary({ ...summary, ...(await post(`${path}/cancel`)) }); notice("The search was asked to end. What it found stays."); }, { id: "cancel" }));
   if (["interrupted", "cancelled", "failed"].includes(summary.state)) items.push(h("button", { type: "button", class: "primary", id: "resume", onclick: (event) => busy(event.currentTarget, async () => { showSummary({ ...summary, ...(await post(`${path}/resume`)) }); notice("The search goes on with what is left of its budget."); }) }, "Resume"));
   if (summary.best.length) items.push(h("a", { class: "button secondary", href: `/compare?study=${id}` }, "Compare with another"));
+  if (!ACTIVE.includes(summary.state)) items.push(h("button", { type: "button", class: "secondary", id: "delete", onclick: (event) => busy(event.currentTarget, deleted) }, "Delete …"));
   place.replaceChildren(...items);
+}
+
+async function deleted() {
+  const { study, trials: counted } = state.summary;
+  const text = `Its ${format.count(counted.total, "trial")}, with every file, log and bundle of it, are removed from the server. This cannot be undone. Bundles that you have downloaded stay with you.`;
+  if (!(await ask(`Delete ${study}?`, text, "Delete it for good"))) return;
+  gone = true;
+  try {
+    await remove(path);
+  } catch (error) {
+    gone = false;
+    throw error;
+  }
+  location.assign("/");
 }
 
 async function exported(button, trial) {
@@ -265,10 +282,10 @@ function showOrigin(detail) {
   fill("facts", ...pairs.filter(Boolean).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   fill("notes", ...(detail.facts?.notes ?? []).map((note) => h("li", {}, note)));
   const skips = detail.facts?.skips ?? [];
-  fill("skips", skips.length ? h("details", {}, h("summary", {}, `${format.count(skips.length, "layer")} left as ${skips.length === 1 ? "it is" : "they are"}`),
-    table([["Layer", (skip) => skip.name, "text"], ["Not", (skip) => SKIPPED[skip.what] ?? skip.what, "text"], ["Because", (skip) => skip.reason, "text"]], skips, { label: "What was left as it is" })) : null);
+  refill("skips", skips, () => [skips.length ? h("details", {}, h("summary", {}, `${format.count(skips.length, "layer")} left as ${skips.length === 1 ? "it is" : "they are"}`),
+    table([["Layer", (skip) => skip.name, "text"], ["Not", (skip) => SKIPPED[skip.what] ?? skip.what, "text"], ["Because", (skip) => skip.reason, "text"]], skips, { label: "What was left as it is" })) : null]);
   const told = detail.beliefs?.lines ?? [];
-  fill("beliefs", told.length ? h("div", { class: "panel" }, h("h3", {}, "What the search believed, against what came out"), h("ul", { class: "notes" }, told.map((line) => h("li", {}, line)))) : null);
+  refill("beliefs", told, () => [told.length ? h("div", { class: "panel" }, h("h3", {}, "What the search believed, against what came out"), h("ul", { class: "notes" }, told.map((line) => h("li", {}, line)))) : null]);
 }
 
 // -- the page
@@ -297,6 +314,11 @@ try {
       if (ended) notice(summary.state === "finished" ? "The search is finished. The most promising points were trained longer, timed afresh, and looked at on test data." : `The search is ${summary.state}. What it found stays.`);
       tell(summary);
       refresher.ask();
+    },
+    deleted: () => {
+      gone = true;
+      fill("actions", h("a", { class: "button secondary", href: "/" }, "All studies"));
+      notice("This study was deleted. What this page still shows is gone from the server.", "error");
     },
   }, showLink);
 } catch (error) {

@@ -1,5 +1,5 @@
 // The table of all trials: filtered, sorted and cut into pages, so that ten thousand are as quick as ten.
-import { h, announce } from "./dom.js";
+import { h, announce, keepingFocus } from "./dom.js";
 import { broken, sorted } from "./facts.js";
 import * as format from "./format.js";
 
@@ -23,6 +23,7 @@ export class TrialTable {
     this.filter = "front";
     this.sort = { key: "size_bytes", descending: false };
     this.page = 0;
+    this.turned = null; // the button that turned the page last
     this.build();
   }
 
@@ -33,11 +34,11 @@ export class TrialTable {
   }
 
   build() {
-    this.select = h("select", { id: "trials-shown", onchange: () => { this.filter = this.select.value; this.turn(0); } },
+    this.select = h("select", { id: "trials-shown", onchange: () => { this.filter = this.select.value; this.turned = null; this.turn(0); } },
       Object.entries(SHOWN).map(([value, [label]]) => h("option", { value }, label)));
     this.count = h("span", { class: "count", role: "status" });
-    this.previous = h("button", { type: "button", class: "secondary", onclick: () => this.turn(this.page - 1) }, "Previous");
-    this.next = h("button", { type: "button", class: "secondary", onclick: () => this.turn(this.page + 1) }, "Next");
+    this.previous = h("button", { type: "button", class: "secondary", onclick: () => { this.turned = this.previous; this.turn(this.page - 1); } }, "Previous");
+    this.next = h("button", { type: "button", class: "secondary", onclick: () => { this.turned = this.next; this.turn(this.page + 1); } }, "Next");
     this.head = h("tr");
     this.body = h("tbody");
     this.place.replaceChildren(
@@ -52,7 +53,7 @@ export class TrialTable {
     const interval = (low, high, text) => (low === null ? null : h("small", {}, `${text(low)} to ${text(high)}`));
     const metric = (value) => format.metric(value, isShare);
     return [
-      ["Trial", "trial", (row) => h("a", { href: `/studies/${this.study}/trials/${row.trial}` }, String(row.trial))],
+      ["Trial", "trial", (row) => h("a", { href: `/studies/${this.study}/trials/${row.trial}`, "data-focus": `trial ${row.trial}` }, String(row.trial))],
       ["State", "state", (row) => this.state(row), "text"],
       [`${title}, validation`, "val", (row) => [metric(row.val), interval(row.val_low, row.val_high, metric)]],
       [`${title}, test`, "test", (row) => metric(row.test)],
@@ -78,29 +79,34 @@ export class TrialTable {
   turn(page) {
     this.page = page;
     this.render();
+    // A button that is disabled under the reader's fingers loses the focus: its neighbour takes it.
+    if (this.next.disabled && this.turned === this.next) this.previous.focus();
+    if (this.previous.disabled && this.turned === this.previous) this.next.focus();
     announce(this.count.textContent);
   }
 
   order(key) {
     this.sort = { key, descending: this.sort.key === key ? !this.sort.descending : false };
+    this.turned = null;
     this.turn(0);
-    this.head.querySelector(`[data-key="${key}"]`)?.focus();
   }
 
   render() {
+    keepingFocus(() => this.replace());
+  }
+
+  replace() {
     const [, shows] = SHOWN[this.filter];
     const found = sorted(this.rows.filter((row) => shows(row, this.kept)), this.sort.key, this.sort.descending);
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
     this.page = Math.min(Math.max(this.page, 0), pages - 1);
     const start = this.page * PAGE, page = found.slice(start, start + PAGE);
     const columns = this.columns();
-    const focused = document.activeElement?.dataset?.key;
     this.head.replaceChildren(...columns.map(([title, key, , kind]) => {
       const isSorted = this.sort.key === key;
       return h("th", { scope: "col", class: kind ?? "", "aria-sort": isSorted ? (this.sort.descending ? "descending" : "ascending") : null },
-        h("button", { type: "button", class: "sort", "data-key": key, onclick: () => this.order(key) }, title, isSorted ? (this.sort.descending ? " ↓" : " ↑") : ""));
+        h("button", { type: "button", class: "sort", "data-key": key, "data-focus": `sort ${key}`, onclick: () => this.order(key) }, title, isSorted ? (this.sort.descending ? " ↓" : " ↑") : ""));
     }));
-    if (focused) this.head.querySelector(`[data-key="${focused}"]`)?.focus();
     this.body.replaceChildren(...page.map((row) => this.line(row, columns)));
     if (!page.length) this.body.append(h("tr", {}, h("td", { colSpan: columns.length, class: "text none" }, "No trial of this kind.")));
     this.count.textContent = found.length ? `${(start + 1).toLocaleString("en")} to ${(start + page.length).toLocaleString("en")} of ${found.length.toLocaleString("en")}` : "none";

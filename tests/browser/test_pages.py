@@ -12,6 +12,7 @@ import pytest
 from conftest import RESULTS
 from front_factories import make_study, make_trials
 from served import Server
+from tiny_study import wait_for
 
 from autocompress.front import explain
 from autocompress.front.choose import pick
@@ -215,6 +216,73 @@ def test_new_trials_arrive_without_a_reload(site, ids, open_page) -> None:
         store.release(name)
         page.locator("#notice", has_text="interrupted").wait_for()
         page.get_by_role("button", name="Resume").wait_for()
+
+
+def discard(site: Server, study: str) -> None:
+    """End a search and delete its study: the other tests count them."""
+    site.post(f"/api/v1/studies/{study}/cancel")
+    wait_for(lambda: site.send("DELETE", f"/api/v1/studies/{study}").status == 204, seconds=60, what="its end")
+
+
+def test_a_study_is_deleted_after_a_question(site, open_page) -> None:
+    made = site.post("/api/v1/studies", {"builtin": "digits", "name": "doomed"}).json
+    site.post(f"/api/v1/studies/{made['id']}/cancel")
+    page = open_page(site, f"/studies/{made['id']}")
+    page.locator("#state", has_text="cancelled").wait_for()
+    question = page.get_by_role("dialog", name="Delete doomed?")
+    for answer in ("Escape", "Keep it"):
+        page.locator("#delete").click()
+        question.wait_for()
+        page.keyboard.press(answer) if answer == "Escape" else question.get_by_role("button", name=answer).click()
+        question.wait_for(state="detached")
+    assert site.get(f"/api/v1/studies/{made['id']}").status == 200
+    page.locator("#delete").click()
+    question.get_by_role("button", name="Delete it for good").click()
+    page.wait_for_url(f"{site.url}/")
+    assert site.get(f"/api/v1/studies/{made['id']}").status == 404
+    page.locator("#done a", has_text="digits-sweep").wait_for()
+    assert page.locator("#done a", has_text="doomed").count() == 0
+
+
+def test_a_study_that_runs_offers_no_deletion(site, open_page) -> None:
+    made = site.post("/api/v1/studies", {"builtin": "digits", "name": "busy"}).json
+    try:
+        page = open_page(site, f"/studies/{made['id']}")
+        page.locator("#cancel").wait_for()
+        assert page.locator("#delete").count() == 0
+    finally:
+        discard(site, made["id"])
+    page.locator("#notice", has_text="was deleted").wait_for()
+
+
+def test_a_name_of_a_hundred_letters_fits_a_phone(site, open_page) -> None:
+    made = site.post("/api/v1/studies", {"builtin": "digits", "name": "x" * 100}).json
+    try:
+        for path in ("/", f"/studies/{made['id']}"):
+            page = open_page(site, path, width=390)
+            page.get_by_text("x" * 100).first.wait_for()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+    finally:
+        discard(site, made["id"])
+
+
+def test_events_take_nothing_out_of_the_readers_hands(site, ids, open_page) -> None:
+    page = open_page(site, "/")
+    mark = f"compare {ids['digits']}"
+    page.locator(f"[data-focus='{mark}']").focus()
+    page.evaluate("document.activeElement.id = 'before'")
+    with StudyStore(site.workspace) as store:
+        store.update("digits-sweep", spent_s=118.3)
+    page.locator("#before").wait_for(state="detached")  # the list was made again
+    assert page.evaluate("document.activeElement.dataset.focus") == mark
+
+
+def test_names_of_layers_leave_room_for_their_bars(site, address, open_page) -> None:
+    page = open_page(site, address["trial"], width=390)
+    for title in page.locator("#figure-layers .yaxislayer-above text").all_inner_texts():
+        assert len(title) <= 18
+    bars = page.locator("#figure-layers .plot").first.bounding_box()
+    assert bars["width"] > 150
 
 
 def test_what_the_server_refuses_is_said_at_its_field(site, address, open_page) -> None:
