@@ -28,7 +28,7 @@ from autocompress.study.store import StudyStore
 
 _POLL_S = 0.25
 _LOOK_S = 2.0  # between two looks at what other servers left
-_MEMORY_S = 1.0  # between two looks at the memory of a search; a look takes milliseconds
+_MEMORY_S = 3.0  # between two looks at the memory of a search; each takes milliseconds, for all processes are asked
 _GRACE_S = 10.0  # from the polite end of a search to the other one
 _SECRETS = ("AUTOCOMPRESS_TOKEN",)
 _log = logging.getLogger("autocompress.service")
