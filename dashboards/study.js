@@ -214,22 +214,24 @@ function showActions(summary) {
   if (ACTIVE.includes(summary.state)) items.push(confirmed("Cancel the search", "Really? Press again to end it", async () => { showSummary({ ...summary, ...(await post(`${path}/cancel`)) }); notice("The search was asked to end. What it found stays."); }, { id: "cancel" }));
   if (["interrupted", "cancelled", "failed"].includes(summary.state)) items.push(h("button", { type: "button", class: "primary", id: "resume", onclick: (event) => busy(event.currentTarget, async () => { showSummary({ ...summary, ...(await post(`${path}/resume`)) }); notice("The search goes on with what is left of its budget."); }) }, "Resume"));
   if (summary.best.length) items.push(h("a", { class: "button secondary", href: `/compare?study=${id}` }, "Compare with another"));
-  if (!ACTIVE.includes(summary.state)) items.push(h("button", { type: "button", class: "secondary", id: "delete", onclick: (event) => busy(event.currentTarget, deleted) }, "Delete …"));
+  if (!ACTIVE.includes(summary.state)) items.push(h("button", { type: "button", class: "secondary", id: "delete", onclick: (event) => offerDeletion(event.currentTarget) }, "Delete …"));
   place.replaceChildren(...items);
 }
 
-async function deleted() {
+async function offerDeletion(button) {
   const { study, trials: counted } = state.summary;
   const text = `Its ${format.count(counted.total, "trial")}, with every file, log and bundle of it, are removed from the server. This cannot be undone. Bundles that you have downloaded stay with you.`;
   if (!(await ask(`Delete ${study}?`, text, "Delete it for good"))) return;
-  gone = true;
-  try {
-    await remove(path);
-  } catch (error) {
-    gone = false;
-    throw error;
-  }
-  location.assign("/");
+  await busy(button, async () => {
+    gone = true;
+    try {
+      await remove(path);
+    } catch (error) {
+      gone = false;
+      throw error;
+    }
+    location.assign("/");
+  });
 }
 
 async function exported(button, trial) {

@@ -235,6 +235,7 @@ def test_a_study_is_deleted_after_a_question(site, open_page) -> None:
         question.wait_for()
         page.keyboard.press(answer) if answer == "Escape" else question.get_by_role("button", name=answer).click()
         question.wait_for(state="detached")
+        assert page.evaluate("document.activeElement.id") == "delete", "the reader is where the question came from"
     assert site.get(f"/api/v1/studies/{made['id']}").status == 200
     page.locator("#delete").click()
     question.get_by_role("button", name="Delete it for good").click()
