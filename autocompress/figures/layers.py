@@ -28,6 +28,8 @@ def plot_layers(rows: Sequence[LayerRow]) -> go.Figure:
         "hoverinfo": "text",
         "textposition": "auto",  # inside of a long bar, or its end would be cut on a narrow page
         "insidetextanchor": "end",
+        "constraintext": "none",
+        "textfont": {"size": 11},
         "textangle": 0,
         "cliponaxis": False,
     }
@@ -45,7 +47,7 @@ def plot_layers(rows: Sequence[LayerRow]) -> go.Figure:
             "domain": [0, 0.48],
             "title": "removed, %",
             "range": [0, 108],
-            "tickvals": [0, 25, 50, 75, 100],
+            "tickvals": [0, 50, 100],
         },
         xaxis2={"domain": [0.54, 1], "title": "bits", "range": [0, 36], "tickvals": [0, 8, 16, 32]},
         yaxis={"autorange": "reversed", "type": "category", "tickvals": names, "showgrid": False, "automargin": True},
