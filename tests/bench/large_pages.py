@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "browser"), str(TESTS / "service")]
+sys.path[:0] = [str(TESTS / "browser"), str(TESTS / "service"), str(TESTS), str(TESTS.parent)]
 
 # Runs an action again and again; milliseconds of each until the frame that shows it was drawn.
 TIMED = """async ([action, count]) => {

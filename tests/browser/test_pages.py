@@ -282,8 +282,9 @@ def test_events_take_nothing_out_of_the_readers_hands(site, ids, open_page) -> N
 
 def test_names_of_layers_leave_room_for_their_bars(site, address, open_page) -> None:
     page = open_page(site, address["trial"], width=390)
-    for title in page.locator("#figure-layers .yaxislayer-above text").all_inner_texts():
-        assert len(title) <= 18
+    names = page.locator("#figure-layers .yaxislayer-above text").all_text_contents()
+    assert len(names) == 4 * 20
+    assert max(map(len, names)) <= 18
     bars = page.locator("#figure-layers .plot").first.bounding_box()
     assert bars["width"] > 150
 
