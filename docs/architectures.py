@@ -488,7 +488,8 @@ def _short(text: str, most: int = 110) -> str:
 
 
 def table(rows: list[str]) -> str:
-    """The page."""
+    """The page; it says so if some of the networks were left out with `--only`."""
+    missing = f" Of {len(ARCHITECTURES)} networks, {len(rows)} were run." if len(rows) < len(ARCHITECTURES) else ""
     return (
         f"""# Architectures
 
@@ -502,7 +503,7 @@ kinds where there are two), two uniform plans and what the sampler proposes.
   largest difference of an output relative to the largest output, the smallest share of images with the same answer, and
   the number of files.
 - *Size* and *latency* are the best ratios to the dense file within {MAX_DROP * 100:.0f} points of its validation
-  accuracy; they are not of one file. A search this short says what works, not how well.
+  accuracy; they are not of one file. A search this short says what works, not how well.{missing}
 
 | network | family | pruned | quantized | left alone | against torch | size | latency |
 |---|---|---|---|---|---|---|---|
