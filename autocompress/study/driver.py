@@ -51,6 +51,7 @@ _NUMBER = re.compile(r"\d+")  # the same failure after 7 steps and after 8
 _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
 _STAGES = ("search", "final")  # what comes after preparing
+_SEARCHED = ("baseline", "anchor", "search")  # origins of the trials before the last stage
 _FINALISTS = 5  # trials that the last stage is about enough for
 
 
@@ -371,10 +372,10 @@ class Driver:
         """Why the search ends early: the same failure three times in a row, or in half of the last ten attempts.
 
         Numbers in the reason do not count. An attempt is complete or failed: a stopped trial proves nothing, and
-        neither does one that was interrupted, or one that was trained longer at the end.
+        neither does one that was interrupted, or one of the last stage.
         """
         ended = (TrialState.COMPLETE, TrialState.FAILED)
-        attempts = [t for t in self.trials if t.state in ended and t.origin != "final" and t.reason != LOST]
+        attempts = [t for t in self.trials if t.state in ended and t.origin in _SEARCHED and t.reason != LOST]
         for same, latest in _SAME_FAILURES:
             alike: dict[str, list[str]] = {}
             for trial in attempts[-latest:]:

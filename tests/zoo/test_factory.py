@@ -347,7 +347,7 @@ STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
 def test_every_built_in_study_is_valid_and_its_model_fits_its_data(path: Path) -> None:
     config = load_config(read_toml(path), name=path.stem)
     samples = {
-        "digits": (torch.zeros(2, 1, 8, 8), 10),
+        "placed_digits": (torch.zeros(2, 1, 12, 12), 10),
         "fashion_mnist": (torch.zeros(2, 1, 28, 28), 10),
         "cifar10": (torch.zeros(2, 3, 32, 32), 10),
         "languages": (torch.full((2, 16), len(ALPHABET) + 1), 5),
