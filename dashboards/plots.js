@@ -58,10 +58,17 @@ export async function draw(place, figure, config) {
   drawn.set(place, { figure, config });
   // On a narrow screen the buttons would cover the figure; touch zooms without them.
   const shown = innerWidth < NARROW ? { ...config, displayModeBar: false } : config;
-  const many = figure.data.filter((trace) => trace.type === "scattergl");
+  const many = crowded(figure);
   const rest = figure.data.filter((trace) => trace.type !== "scattergl");
   await Plotly.react(place, [...corners(many), ...rest.map(rimmed)], themed(figure.layout), shown);
   cloud(place, many);
+}
+
+const crowded = (figure) => figure.data.filter((trace) => trace.type === "scattergl");
+
+// Shows the crowd of another state of a figure that is drawn.
+export function crowd(place, figure) {
+  cloud(place, crowded(figure));
 }
 
 export function redraw() {

@@ -2,7 +2,7 @@
 import { download, get, listen, post, remove } from "./api.js";
 import { announce, ask, busy, byId, confirmed, emptyBox, fill, h, notice, refill, table } from "./dom.js";
 import { best, judgedSplit, keeps, rowsOf } from "./facts.js";
-import { asTable, dimmed, filtered, paint, show } from "./figures.js";
+import { asTable, dimmed, filtered, paint, show, tint } from "./figures.js";
 import * as format from "./format.js";
 import { Limits } from "./limits.js";
 import { Countdown, Refresher } from "./live.js";
@@ -18,12 +18,13 @@ const TRADE_OFFS = ["accuracy_size", "accuracy_latency"];
 const figures = new Map(); // name -> as the server gave it, undimmed
 const state = { summary: null, points: null, rows: [], split: "val", kept: null, chosen: null, selected: null };
 
-let judging = false;
+const REST_MS = 120; // after the last movement of a slider
+let judging = false, resting;
 let gone = false; // the study was deleted: nothing more is asked of it
 const limits = new Limits(byId("sliders"), () => { // once per frame, however fast a slider moves
   if (judging) return;
   judging = true;
-  requestAnimationFrame(() => { judging = false; judge(); });
+  requestAnimationFrame(() => { judging = false; follow(); });
 });
 const trials = new TrialTable(byId("trials"), id);
 const refresher = new Refresher(refresh);
@@ -89,13 +90,26 @@ async function course() {
 
 // Applies the limits: what fails is dimmed, and the best that remains is named.
 function judge() {
-  const { points, rows, split } = state;
-  const values = limits.values;
+  clearTimeout(resting);
+  decide();
+  const { points, rows, split, kept, chosen } = state;
+  trials.update({ points, rows, limits: limits.values, kept, split, chosen });
+  for (const [name, figure] of figures) if (name !== "importance") paint(name, altered(name, figure));
+}
+
+// While a slider moves: the crowd and the sentence follow at once, what takes plotly or the table its time waits for rest.
+function follow() {
+  decide();
+  for (const name of TRADE_OFFS) if (figures.has(name)) tint(name, dimmed(figures.get(name), state.kept));
+  clearTimeout(resting);
+  resting = setTimeout(judge, REST_MS);
+}
+
+function decide() {
+  const { points, rows, split } = state, values = limits.values;
   state.kept = limits.any ? new Set(rows.filter((row) => row.val !== null && keeps(row, values, split)).map((row) => row.trial)) : null;
   state.chosen = best(rows, values, limits.rule.value, points);
   tellBest();
-  trials.update({ points, rows, limits: values, kept: state.kept, split, chosen: state.chosen });
-  for (const [name, figure] of figures) if (name !== "importance") paint(name, altered(name, figure));
 }
 
 function altered(name, figure) {
