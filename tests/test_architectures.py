@@ -57,6 +57,6 @@ def test_a_searched_network_is_a_row_of_what_was_found(
     assert cells[2:4] == [pruned, quantized]
     told = dict(re.findall(r"(\w+) (\S+), \d+\.\d% \(\d+\)", cells[5]))
     assert set(told) <= kinds
-    assert float(told["float"]) < 1e-3
+    assert float(told["float"]) < 5e-4, "fp16 files among them round weights by up to 2**-11 of their size"
     assert all(float(value) < 0.2 for value in told.values())
     assert float(cells[6]) < 1.0, "some file within two points is smaller than the dense one"

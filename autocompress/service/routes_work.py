@@ -63,7 +63,8 @@ def create(request: Request, asked: NewStudy, idempotency_key: Key = None) -> Re
         raise Problem(503, "no free name was found; give the study one")
     if not new:
         return _replayed(parts, job, digest)
-    parts.note(request, "create", job.study, job=job.id, priority=job.priority)
+    budget_s = job.spec["config"]["search"]["budget"]
+    parts.note(request, "create", job.study, job=job.id, budget_s=budget_s, priority=job.priority)
     return _started(parts, job)
 
 

@@ -22,7 +22,7 @@ from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Cascade, Latency, Measurement, TrialRecord, TrialState
 from autocompress.search.cascades import Pair, Stage, choose_pair, pairs, stream_rows
-from autocompress.study.prepare import Report, Task
+from autocompress.study.prepare import Clock, Report, Task
 from autocompress.study.requests import MOST_CASCADES, CascadeRequest
 
 STREAM = "stream.json"  # beside the file: the validation samples that its mean latency is measured on
@@ -134,7 +134,7 @@ def _measured(
     task: Task, record: TrialRecord, members: tuple[TrialRecord, TrialRecord], rows: list[int]
 ) -> TrialRecord:
     """Write the file and measure everything that is reported of it; `rows`: validation samples to time it on."""
-    cascade, clock = record.cascade, _Clock()
+    cascade, clock = record.cascade, Clock()
     assert cascade is not None
     path = task.source.folder / f"trial-{record.trial}" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,13 +198,3 @@ def _stream_length(task: Task) -> int:
 
 def _ended(number: int, reason: str) -> TrialRecord:
     return TrialRecord(trial=number, state=TrialState.STOPPED, plan=CompressionPlan(), origin="cascade", reason=reason)
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage], self._last = now - self._last, now

@@ -204,9 +204,9 @@ def _recover(
     feedback = task.exporter.samples if plan.rounding == "feedback" else ()
     if request.soup or not plan.trains:
         sparsify_(network, task.sparsity(plan))
-        dense = copy.deepcopy(network)
+        dense = copy.deepcopy(network) if feedback and any(bits < 8 for bits in plan.weight_bits.values()) else None
         quantize_weights_(network, plan.weight_bits, plan.levels)
-        if feedback and any(bits < 8 for bits in plan.weight_bits.values()):
+        if dense is not None:
             round_with_feedback_(network, dense, feedback)
         return None
     companions = task.companions(network, plan.distill)

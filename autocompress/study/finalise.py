@@ -202,9 +202,10 @@ def _networks(driver: Driver) -> list[Rival]:
 
 def _reserve_s(driver: Driver) -> float:
     """Seconds for what comes after the last trainings."""
-    wanted = driver.config.search.cascade and not any(t.origin == "cascade" for t in driver.trials)
+    if not driver.config.search.cascade or any(t.origin == "cascade" for t in driver.trials):
+        return _examination_s(driver)
     parts = min(_IN_CASCADES, len(candidates(_networks(driver)))) + MOST_CASCADES
-    return _examination_s(driver) + (_CASCADES_S + parts * _look_s(driver) if wanted else 0.0)
+    return _examination_s(driver) + _CASCADES_S + parts * _look_s(driver)
 
 
 def _examination_s(driver: Driver) -> float:

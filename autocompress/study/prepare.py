@@ -225,7 +225,7 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     Raises:
         UsageError: the model or the data cannot be used; nothing of the budget has gone into search yet.
     """
-    config, clock = source.config, _Clock()
+    config, clock = source.config, Clock()
     torch.manual_seed(config.search.seed)
     torch.set_num_threads(cores())
     report("loading data and model")
@@ -575,12 +575,15 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-class _Clock:
+class Clock:
+    """Seconds per stage, from one lap to the next."""
+
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.monotonic()
 
     def lap(self, stage: str) -> None:
+        """Charge what has passed since the last lap to a stage."""
         now = time.monotonic()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now

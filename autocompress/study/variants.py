@@ -47,7 +47,7 @@ def best_variant(space: SearchSpace, trials: Sequence[TrialRecord], rivals: Sequ
     for rival, on_front in zip(rivals, non_dominated(points), strict=True):
         if not (on_front and rival.plan.trains):
             continue
-        for bits, left in other_bits(rival.plan.weight_bits, sorted(space.config.weight_bits), weights):
+        for bits, left in other_bits(rival.plan.weight_bits, _choices(space, rival.plan), weights):
             plan = replace(rival.plan, weight_bits=bits)
             if plan.structure_key() in tried:
                 continue
@@ -76,6 +76,11 @@ def other_bits(
     partly = {n: lower[n] if n in heavy else b for n, b in bits.items()}
     options = [(lower, 1.0), (partly, 1.0), (higher, _MORE_BITS)]
     return [(dict(found), left) for found, left in options if found != dict(bits)]
+
+
+def _choices(space: SearchSpace, plan: CompressionPlan) -> list[int]:
+    """Bits that a layer may get, ascending: with integer activations more than 8 would take it out of integers."""
+    return sorted(b for b in space.config.weight_bits if plan.activations == "float" or b <= 8)
 
 
 def _predicted_bytes(options: Options, plan: CompressionPlan, parent: CompressionPlan, parent_bytes: int) -> float:

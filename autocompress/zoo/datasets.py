@@ -95,7 +95,7 @@ def _digits(*, held_out: int) -> tuple[NDArray[np.float32], NDArray[np.int64], d
 
 
 def _standardised_digits(images: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    return standardise_(torch.from_numpy(images)[:, None].clone(), DIGITS_STATS), torch.from_numpy(labels)
+    return standardise_(torch.from_numpy(images)[:, None], DIGITS_STATS), torch.from_numpy(labels)
 
 
 def fashion_mnist(*, download: bool = False) -> Pairs:

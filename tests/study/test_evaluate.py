@@ -65,10 +65,10 @@ def _plan(task: Task, **choices: object) -> CompressionPlan:
 
 def _run(task: Task, trial: int, plan: CompressionPlan, parent: TrialRecord | None = None, **more: Any) -> TrialRecord:
     request = Request(
-        trial=trial, plan=plan, origin="search", train_s=0.5, deadline=time.monotonic() + 120,
+        trial=trial, plan=plan, origin="search", deadline=time.monotonic() + 120,
         constraints=Constraints(),
         parent=parent.trial if parent else None, parent_plan=parent.plan if parent else None,
-        seen=parent.trained_samples if parent else 0, **{"anchor": True, "latency": TIMED, **more},
+        seen=parent.trained_samples if parent else 0, **{"anchor": True, "latency": TIMED, "train_s": 0.5, **more},
     )  # fmt: skip
     return evaluate(task, request, lambda _: None)
 
@@ -260,7 +260,7 @@ def test_trained_networks_can_teach_along(task: Task):
     ],
 )
 def test_a_file_is_made_again_from_plan_and_weights_to_the_last_bit(task: Task, trial: int, choices: dict[str, Any]):
-    record = _run(task, trial, _plan(task, **choices))
+    record = _run(task, trial, _plan(task, **choices), train_s=2.0)  # long enough that the scales learn something
     assert record.state is TrialState.COMPLETE
     path = task.source.workspace / str(record.artifact)
     wanted = path.read_bytes()

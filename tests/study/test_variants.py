@@ -74,3 +74,16 @@ def test_there_is_none_where_no_variant_would_add_anything():
     record, rival = trained(3, 0.2, 15_000, a=8, b=8, c=4)  # four times the reference's drop
     assert best_variant(SPACE, [record], [rival]) is None
     assert best_variant(SPACE, [], []) is None
+
+
+@pytest.mark.parametrize(
+    ("activations", "bits"), [("float", {"a": 32, "b": 8, "c": 8}), ("uint8", {"a": 8, "b": 8, "c": 8})]
+)
+def test_with_integer_activations_no_layer_gets_more_than_8_bits(activations, bits):
+    space = replace(SPACE, config=SpaceConfig(weight_bits=(4, 8, 32)))
+    records, rivals = zip(trained(3, 0.01, 15_000, a=8, b=4, c=4), trained(4, 0.9, 14_000, a=4, b=4, c=4), strict=True)
+    records = [replace(r, plan=replace(r.plan, activations=activations)) for r in records]
+    rivals = [replace(r, plan=replace(r.plan, activations=activations)) for r in rivals[:1]]
+    best = best_variant(space, records, rivals)
+    assert best is not None
+    assert best.plan.weight_bits == bits
