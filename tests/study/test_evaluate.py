@@ -39,9 +39,10 @@ BLOCKS = ("layers.0", "layers.1", "layers.3")  # layers.2 changes the shape
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Task]:
-    """A prepared study on the tiny data; its teacher is not trained and nothing is timed."""
+    """A prepared study on the tiny data; its teacher is not trained, nothing is timed, all is in single precision."""
     folder, threads = tmp_path_factory.mktemp("evaluate"), torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autocompress.study.prepare.prefers_bf16", lambda *_: False)
         torch.manual_seed(0)
         save_file(ResNet(**ARGS).state_dict(), folder / "teacher.safetensors")
         tables = {
