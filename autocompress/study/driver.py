@@ -41,7 +41,7 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
 from autocompress.study.finalise import finalise
 from autocompress.study.ledger import LOST, Ledger
-from autocompress.study.requests import Member, Request, Source
+from autocompress.study.requests import Member, Prepared, Request, Source
 from autocompress.study.store import StudyStore
 
 Listener = Callable[[Progress | TrialRecord], None]
@@ -52,6 +52,7 @@ _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
 _STAGES = ("search", "final")  # what comes after preparing
 _SEARCHED = ("baseline", "anchor", "search")  # origins of the trials before the last stage
+_STARTS = 3  # of a worker that dies while it prepares
 _FINALISTS = 5  # trials that the last stage is about enough for
 
 
@@ -139,7 +140,7 @@ class Driver:
         record = self.store.study(self.config.name)
         self.say("starting the worker")
         try:
-            prepared = self.worker.call("prepare", self.source, record.baseline, deadline=self.end)
+            prepared = self._prepared(record.baseline)
         except WorkerDied as error:
             if record.baseline is not None:
                 raise
@@ -169,6 +170,18 @@ class Driver:
             device=replace(record.device, description=prepared.device_description),
             spent_s=self.spent_s,
         )
+
+    def _prepared(self, baseline: Baseline | None) -> Prepared:
+        """What the worker found out; one that dies on the way, by whatever hand, is started again a few times."""
+        for left in range(_STARTS - 1, -1, -1):
+            try:
+                prepared: Prepared = self.worker.call("prepare", self.source, baseline, deadline=self.end)
+                break
+            except WorkerDied as error:
+                if not left or time.monotonic() >= self.end:
+                    raise
+                self.say(f"starting the worker again: {error}")
+        return prepared
 
     def _space_config(self) -> SpaceConfig:
         """Without dynamic integers where the runtime does not know their operators."""

@@ -347,6 +347,17 @@ def test_a_model_that_crashes_the_worker_leaves_no_study(script):
     with pytest.raises(UsageError, match="the worker could not prepare the study: its process was ended by SIGSEGV"):
         search(script)
     assert names(script) == []
+    assert script.prepared == 3
+
+
+def test_a_worker_that_is_killed_while_it_prepares_is_started_again(script):
+    def killed_once():
+        script.prepare = script.ready
+        raise WorkerDied("its process was ended by SIGKILL; the machine may be out of memory")
+
+    script.prepare = killed_once
+    assert search(script).state is StudyState.FINISHED
+    assert script.prepared == 2
 
 
 def test_a_full_disk_is_one_sentence_and_what_was_stored_stays(script, monkeypatch):
