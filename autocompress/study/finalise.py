@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is not worth its overhead
 _MOST = 12
 _BEYOND = 0.1  # what a gain beyond the allowed drop is worth
-_VARIANTS = 0.3  # of the last stage's time is for other roundings of what was trained
+_VARIANTS = 0.2  # of the last stage's time is for other roundings of what was trained
 _VARIANT_TRAINING = 0.5  # of a trial's
 _MARGIN_S = 1.0
 _TEACHERS, _IN_SOUP = 2, 4

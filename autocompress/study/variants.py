@@ -21,6 +21,7 @@ from autocompress.search.stopping import MIN_GAIN, Rival
 from autocompress.space.search_space import SearchSpace
 
 _MORE_BITS = 0.8  # of the drop is left, at best, where every layer gets more bits
+_ENOUGH = 8  # bits: all that integer activations allow, and floats lose nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ def best_variant(space: SearchSpace, trials: Sequence[TrialRecord], rivals: Sequ
         rivals: every trained trial, with its drop and ratios.
     """
     points = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
+    choices = sorted(space.config.weight_bits)
     options, weights = Options(space), {layer.name: layer.weights for layer in space.facts.layers}
     bytes_of = {t.trial: t.measurement.size_bytes for t in trials if t.measurement}
     tried = {t.plan.structure_key() for t in trials}
@@ -47,7 +49,7 @@ def best_variant(space: SearchSpace, trials: Sequence[TrialRecord], rivals: Sequ
     for rival, on_front in zip(rivals, non_dominated(points), strict=True):
         if not (on_front and rival.plan.trains):
             continue
-        for bits, left in other_bits(rival.plan.weight_bits, _choices(space, rival.plan), weights):
+        for bits, left in other_bits(rival.plan.weight_bits, choices, weights):
             plan = replace(rival.plan, weight_bits=bits)
             if plan.structure_key() in tried:
                 continue
@@ -63,7 +65,8 @@ def other_bits(
 ) -> list[tuple[dict[str, int], float]]:
     """Bits one step lower in all layers, in those that hold half of the weights, and one step higher in all.
 
-    With each the share of the parent's drop that is left at best.
+    With each the share of the parent's drop that is left at best. No layer gets more than 8 bits in place of fewer:
+    from there on rounding costs nothing, and the file only grows.
 
     Args:
         bits: of each layer. choices: ascending. weights: number of weights of each layer.
@@ -72,15 +75,10 @@ def other_bits(
     half = sum(weights.get(n, 0) for n in bits) / 2
     heavy = {n for i, n in enumerate(largest) if sum(weights.get(m, 0) for m in largest[:i]) < half}
     lower = {n: max((c for c in choices if c < b), default=b) for n, b in bits.items()}
-    higher = {n: min((c for c in choices if c > b), default=b) for n, b in bits.items()}
+    higher = {n: min((c for c in choices if b < c <= _ENOUGH), default=b) for n, b in bits.items()}
     partly = {n: lower[n] if n in heavy else b for n, b in bits.items()}
     options = [(lower, 1.0), (partly, 1.0), (higher, _MORE_BITS)]
     return [(dict(found), left) for found, left in options if found != dict(bits)]
-
-
-def _choices(space: SearchSpace, plan: CompressionPlan) -> list[int]:
-    """Bits that a layer may get, ascending: with integer activations more than 8 would take it out of integers."""
-    return sorted(b for b in space.config.weight_bits if plan.activations == "float" or b <= 8)
 
 
 def _predicted_bytes(options: Options, plan: CompressionPlan, parent: CompressionPlan, parent_bytes: int) -> float:
