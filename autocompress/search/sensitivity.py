@@ -44,8 +44,8 @@ class Sensitivity(Record):
         bits = np.array([self._of_layer(options, i) for i in range(len(options.taps))])
         kinds = np.array([0.0 if kind == "float" else _GUESS["activations"] for kind in ACTIVATIONS])
         return {
-            "width": width.reshape(len(options.channels), -1),
-            "bits": bits.reshape(len(options.taps), -1),
+            "width": width.reshape(options.widths.shape),
+            "bits": bits.reshape(len(options.taps), len(options.bits)),
             "blocks": np.array([self.blocks.get(name, _GUESS["block"]) for name in options.blocks], float),
             "activations": kinds,
             "rank": self._of_ranks(options),
@@ -67,7 +67,8 @@ class Sensitivity(Record):
         """Through the measured widths; beyond them a power law."""
         group = options.facts.groups[index]
         removed = 1 - options.widths[index] / group.channels
-        known = {1 - int(w) / group.channels: d for w, d in self.width.get(group.name, {}).items()}
+        measured = {int(w): d for w, d in self.width.get(group.name, {}).items() if int(w) < group.channels}
+        known = {1 - w / group.channels: d for w, d in measured.items()}
         if not known:
             guessed: Floats = _GUESS["width"] * removed**_STEEP
             return guessed

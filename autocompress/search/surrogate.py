@@ -6,6 +6,7 @@ each of them alone, times weights that are learned from trained trials.
 
 from __future__ import annotations
 
+import math
 from typing import overload
 
 import numpy as np
@@ -112,8 +113,11 @@ class DamageModel:
             noise: standard deviation of `drop` as measured.
         """
         if self._learns:
-            wrong = float(np.hypot(noise, _MISFIT * max(drop, 0.0) + _FLOOR))
-            self._belief.observe(self._features(one)[0] * training_factor(training), drop, wrong)
+            features = self._features(one)[0] * training_factor(training)
+            believed = max(float(self._belief.mean_of(features)), _FLOOR)
+            # between both: a belief that was far too low must give way, and one failed training not overturn it
+            middle = math.sqrt(max(drop, _FLOOR) * believed)
+            self._belief.observe(features, drop, float(np.hypot(noise, _MISFIT * middle + _FLOOR)))
 
     def predict(self, candidates: Candidates, *, training: float = 1.0) -> tuple[Floats, Floats]:
         """Expected drop and its standard deviation, each [n]."""

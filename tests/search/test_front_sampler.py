@@ -183,3 +183,19 @@ def test_it_finds_out_which_layer_bears_low_rank(factored):
     inner, outer = np.array(found[-6:]).mean(0)
     assert outer > inner
     assert outer > 0.25
+
+
+def test_a_network_that_cannot_be_pruned_gets_proposals_of_bits(chain):
+    layers = tuple(replace(n, group=None, sources={}) for n in chain.facts.layers)
+    space = SearchSpace(config=chain.config, facts=replace(chain.facts, layers=layers, groups=()))
+    study = open_study(sampler(space))
+    seen = set()
+    for _ in range(4):
+        trial = ask(study, space)
+        plan = space.decode(trial.params)
+        assert plan.prune_ratio == {}
+        assert set(plan.weight_bits) == {"a", "b", "c", "fc"}
+        seen.add((plan.activations, *plan.weight_bits.values()))
+        drop = 0.02 * float(np.mean([4.0 ** (2 - n) for n in plan.weight_bits.values()]))
+        study.tell(trial, [0.95 - drop, 2000 + 2000 * float(np.mean(list(plan.weight_bits.values()))), 0.8])
+    assert len(seen) == 4

@@ -13,6 +13,11 @@ def test_between_measured_widths_the_damage_is_interpolated_and_beyond_them_a_po
     assert found[0] == pytest.approx([0.0, 0.16 * 0.5**4, 0.16, 0.81])  # of 32 channels, 8 in each step
 
 
+def test_a_group_that_was_measured_at_its_own_width_alone_gets_a_guess(chain_options):
+    found = Sensitivity(width={"a": {"32": 0.0}}).tables(chain_options)["width"]
+    assert found.tolist() == Sensitivity().tables(chain_options)["width"].tolist()
+
+
 def test_a_group_that_was_not_measured_gets_a_guess_that_grows(chain_options):
     found = Sensitivity().tables(chain_options)["width"]
     assert (np.diff(found[0]) > 0).all()

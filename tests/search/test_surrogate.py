@@ -57,6 +57,19 @@ def test_one_group_turns_out_worse_than_the_other(damage):
     assert damage.tables()[0][0, 1] > 3 * damage.tables()[0][1, 1]
 
 
+def test_a_belief_that_was_sure_and_far_too_low_gives_way_and_a_failed_training_does_not_overturn_it(damage):
+    for _ in range(5):
+        damage.observe(plan(1, 0), 0.01, training=1.0, noise=0.001)
+    low = drop(damage, plan(1, 0))
+    for _ in range(3):
+        damage.observe(plan(1, 0), 0.05, training=1.0, noise=0.001)
+    learned = drop(damage, plan(1, 0))
+    assert low < 0.012
+    assert learned > 0.015
+    damage.observe(plan(1, 0), 0.9, training=1.0, noise=0.001)  # no better than chance
+    assert drop(damage, plan(1, 0)) < 3 * learned
+
+
 def test_what_is_inside_of_a_removed_block_does_no_damage_of_its_own(damage):
     assert drop(damage, plan(0, 1, removed=True)) == drop(damage, plan(0, 0, removed=True)) > 0
 
