@@ -247,12 +247,16 @@ def _metrics(point: FrontPoint, study: StudyRecord, size_bytes: int) -> str:
         f"| file | {format_bytes(size_bytes)} | {format_bytes(base.size_bytes) if base else '-'} | "
         f"{f'{base.size_bytes / size_bytes:.2f}x smaller' if base else ''} |",
         f"| zipped | {format_bytes(point.compressed_bytes)} | {zipped} | |",
-        f"| latency | {format_ms(point.latency_ms)} | {format_ms(base.latency_ms) if base else '-'} "
+        f"| {_latency_name(point)} | {format_ms(point.latency_ms)} | {format_ms(base.latency_ms) if base else '-'} "
         f"| ratio {point.latency_ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}{tie} |",
         f"| parameters | {point.params:,} | {f'{base.params:,}' if base else '-'} | |",
         f"| MACs for one sample | {point.macs:,} | {f'{base.macs:,}' if base else '-'} | |",
     ]
     return "\n".join(rows)
+
+
+def _latency_name(point: FrontPoint) -> str:
+    return "latency" if point.cascade is None else "latency, mean over validation samples"
 
 
 def _with_interval(value: float | None, ci: tuple[float, float] | None, samples: int | None, metric: str) -> str:

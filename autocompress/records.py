@@ -145,6 +145,7 @@ class Cascade(Record):
         passed_on: share of the validation samples that the second one answers.
         second_plan: of the second network; the trial's own plan is that of the first.
         samples: of the validation data that the mean latency was first measured on, at most.
+        passed_on_ms: latency of a sample that the second one answers: of both files, as they were timed alone.
     """
 
     first: int
@@ -153,6 +154,7 @@ class Cascade(Record):
     passed_on: float
     second_plan: CompressionPlan
     samples: int = 0
+    passed_on_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.front.beliefs import BeliefFacts, belief_facts, belief_lines, why
-from autocompress.front.explain import format_bytes, format_duration, made_of, metric_name, words
+from autocompress.front.explain import format_bytes, format_duration, latency_kind, made_of, metric_name, words
 from autocompress.front.pareto import non_dominated
 from autocompress.front.summary import loses_much, metric_direction
 from autocompress.records import (
@@ -38,6 +38,7 @@ _LIVE_FRONT = 10
 # Names of layers and paths may hold [brackets] and :colons:, which rich would take for style.
 _LITERAL: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 _WIDE = 160  # columns that the table of the front needs with its files
+_KINDS = {"median": "p50", "mean": "mean"}
 _PLAIN_WIDTH = 240  # of a table in a pipe or file: nothing is cut or wrapped
 
 
@@ -212,7 +213,12 @@ def trial_line(trial: TrialRecord, *, on_front: bool, metric: str) -> str:
     metric_text, size, latency = _measured_cells(trial.measurement)
     remark = "on front" if on_front else trial.reason
     parts = [f"trial {trial.trial:>4}", f"{trial.origin:<8}", f"{trial.state.value:<10}"]
-    parts += [f"{metric_name(metric)} {metric_text}", size, f"p50 {latency}" if trial.measurement else "", remark]
+    parts += [
+        f"{metric_name(metric)} {metric_text}",
+        size,
+        f"{_KINDS[latency_kind(trial)]} {latency}" if trial.measurement else "",
+        remark,
+    ]
     return "  ".join(part for part in parts if part).rstrip()
 
 

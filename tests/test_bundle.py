@@ -162,6 +162,7 @@ def test_of_a_cascade_the_bundle_holds_both_plans(workspace: Path, tmp_path: Pat
     card = (out / "model_card.md").read_text()
     assert "- two networks: trial 3 answers, trial 5 where its largest probability is below 0.9 (25.0%" in card
     assert "- trial: 17 (cascade)" in card
+    assert "| latency, mean over validation samples | " in card
 
 
 def test_the_script_runs_on_random_input(workspace: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from front_factories import make_facts, make_point, make_study, make_trial
 
 from autocompress.plan import CompressionPlan
-from autocompress.records import BlockFacts, Progress, TrialState
+from autocompress.records import BlockFacts, Cascade, Progress, TrialState
 from autocompress.terminal import LiveView, RunningFront, print_front, print_study, print_trial, trial_line
 
 
@@ -60,6 +60,15 @@ def test_a_noisy_timing_is_marked() -> None:
     )
     assert trial_line(noisy, on_front=True, metric="accuracy").endswith("ms noisy  on front")
     assert "noisy" not in trial_line(trial, on_front=True, metric="accuracy")
+
+
+def test_the_latency_of_a_cascade_is_called_a_mean() -> None:
+    trial = make_trial(7, 0.971, 547_069, 0.5)
+    cascade = Cascade(first=1, second=2, threshold=0.5, passed_on=0.1, second_plan=CompressionPlan())
+    assert "  p50 " in trial_line(trial, on_front=True, metric="accuracy")
+    line = trial_line(replace(trial, cascade=cascade), on_front=True, metric="accuracy")
+    assert "  mean " in line
+    assert "p50" not in line
 
 
 def test_a_study_names_its_blocks_and_a_trial_those_it_removed() -> None:

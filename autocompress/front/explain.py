@@ -9,7 +9,7 @@ from typing import Any
 from autocompress.config import SHARE_METRICS, top_k
 from autocompress.front.hypervolume import Direction, metric_drop
 from autocompress.plan import CompressionPlan
-from autocompress.records import Baseline, FrontPoint, TrialRecord
+from autocompress.records import Baseline, Cascade, FrontPoint, TrialRecord
 
 
 def words(point: FrontPoint, baseline: Baseline, *, direction: Direction = "maximize") -> str:
@@ -89,10 +89,19 @@ def made_of(point: FrontPoint | TrialRecord) -> list[str]:
     return [
         f"two networks: trial {cascade.first} answers, trial {cascade.second} where its largest probability is below "
         f"{cascade.threshold:.4g} ({cascade.passed_on:.1%} of the validation samples)",
-        "latency: the mean over validation samples; one that is passed on takes longer",
+        f"latency: the mean over validation samples; one that is passed on takes {_both(cascade)}",
         *(f"trial {cascade.first}: {line}" for line in plan_lines(point.plan)),
         *(f"trial {cascade.second}: {line}" for line in plan_lines(cascade.second_plan)),
     ]
+
+
+def latency_kind(point: FrontPoint | TrialRecord) -> str:
+    """What a point's latency is: "median" of runs, or "mean" over samples where the time depends on the sample."""
+    return "median" if point.cascade is None else "mean"
+
+
+def _both(cascade: Cascade) -> str:
+    return f"about {format_ms(cascade.passed_on_ms)}, the time of both" if cascade.passed_on_ms else "longer"
 
 
 def plan_document(point: FrontPoint | TrialRecord) -> dict[str, Any]:
@@ -162,7 +171,8 @@ def _compared(ratio: float, better: str, worse: str, same: str) -> tuple[str, bo
 def _speed(point: FrontPoint) -> tuple[str, bool | None]:
     if is_latency_tie(point):
         return "as fast within noise", None
-    return _compared(point.latency_ratio, "faster", "slower", "as fast")
+    text, won = _compared(point.latency_ratio, "faster", "slower", "as fast")
+    return f"{text}{' on average' if point.cascade else ''}", won
 
 
 def _quality(point: FrontPoint, baseline: Baseline, direction: Direction) -> tuple[str, bool]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.config import ERROR_METRICS
-from autocompress.front.explain import judged_on_test, words
+from autocompress.front.explain import judged_on_test, latency_kind, words
 from autocompress.front.hypervolume import REFERENCE, Direction, gain, hypervolume, metric_drop
 from autocompress.front.pareto import non_dominated
 from autocompress.records import (
@@ -337,7 +337,8 @@ def loses_much(point: FrontPoint, baseline: Baseline, *, direction: Direction = 
 
 
 def _entry(point: FrontPoint, baseline: Baseline | None, direction: Direction) -> dict[str, Any]:
-    return {**point.to_dict(), "words": words(point, baseline, direction=direction) if baseline else ""}
+    entry = {**point.to_dict(), "latency_kind": latency_kind(point)}
+    return {**entry, "words": words(point, baseline, direction=direction) if baseline else ""}
 
 
 def _is_measured(trial: TrialRecord) -> bool:

@@ -99,6 +99,15 @@ def optimistic_drop(plan: CompressionPlan, rivals: Sequence[Rival]) -> float:
     return max([0.0, *(LONGER * r.drop - MARGIN for r in rivals if plan.compresses_at_least(r.plan))])
 
 
+def broken_bound(size_bytes: int, latency_ms: float, constraints: Constraints) -> str:
+    """Which bound a file of these bytes and this latency breaks; empty if none."""
+    if constraints.max_size is not None and size_bytes > constraints.max_size:
+        return f"{size_bytes} bytes exceed {constraints.max_size}"
+    if constraints.max_latency is not None and latency_ms > constraints.max_latency:
+        return f"{latency_ms:.4g} ms exceed {constraints.max_latency:.4g} ms"
+    return ""
+
+
 def judge(
     plan: CompressionPlan,
     *,
@@ -115,12 +124,8 @@ def judge(
         size_ratio, latency_ratio: to the baseline.
         rivals: every trained trial of the study.
     """
-    if constraints.max_size is not None and size_bytes > constraints.max_size:
-        return Verdict(train=False, infeasible=True, reason=f"{size_bytes} bytes exceed {constraints.max_size}")
-    if constraints.max_latency is not None and latency_ms > constraints.max_latency:
-        return Verdict(
-            train=False, infeasible=True, reason=f"{latency_ms:.4g} ms exceed {constraints.max_latency:.4g} ms"
-        )
+    if reason := broken_bound(size_bytes, latency_ms, constraints):
+        return Verdict(train=False, infeasible=True, reason=reason)
     twin = next((r.trial for r in rivals if plan.same_as(r.plan)), None)
     if twin is not None:
         return Verdict(train=False, reason=f"the same plan as trial {twin}")

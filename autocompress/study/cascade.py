@@ -1,4 +1,4 @@
-"""Makes cascades of a study's results: two files in one, a small network and one for what it is unsure of.
+"""Makes a cascade of a study's results: two files in one, a small network and one for what it is unsure of.
 
 What is reported was measured on the joined file: its bytes, its metric, its mean latency over validation samples.
 """
@@ -6,6 +6,7 @@ What is reported was measured on the joined file: its bytes, its metric, its mea
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -17,13 +18,15 @@ from autocompress.config import is_builtin_metric
 from autocompress.errors import DeviceError
 from autocompress.export.cascade import confidences, join
 from autocompress.front.explain import plan_document
+from autocompress.measure.machine import cores
 from autocompress.measure.quality import drop, predict
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Cascade, Latency, Measurement, TrialRecord, TrialState
 from autocompress.search.cascades import Pair, Stage, choose_pair, pairs, stream_rows
+from autocompress.search.stopping import broken_bound
 from autocompress.study.prepare import Clock, Report, Task
-from autocompress.study.requests import MOST_CASCADES, CascadeRequest
+from autocompress.study.requests import CascadeRequest
 
 STREAM = "stream.json"  # beside the file: the validation samples that its mean latency is measured on
 _TIMED, _STREAM_BYTES = 500, 64e6  # samples, at most
@@ -32,33 +35,23 @@ _CHECKED = 32  # samples on which the file is compared with its two networks, on
 _TOLERANCE = 1e-4  # of the largest output
 
 
-def cascades(task: Task, request: CascadeRequest, report: Report) -> list[TrialRecord]:
-    """As many as are expected to enter the front, one after the other; else one stopped trial that says why not."""
+def make_cascade(task: Task, request: CascadeRequest, report: Report) -> TrialRecord:
+    """The one that is expected to add most to the front; a stopped trial that says why where there is none."""
     if reason := _impossible(task):
-        return [_ended(request.trial, reason)]
-    report("asking the front's files about the validation data")
-    stages = [_stage(task, request, record) for record in request.members]
-    front = [(r.drop, r.size_ratio, r.latency_ratio) for r in request.rivals]
-    records: list[TrialRecord] = []
-    possible = list(pairs(stages, lambda outputs: _drop(task, outputs)))
-    while len(records) < MOST_CASCADES and time.monotonic() < request.deadline:
-        joined = {(r.cascade.first, r.cascade.second) for r in records if r.cascade}
-        pair, reason = choose_pair(
-            [p for p in possible if (p.first, p.second) not in joined],
-            front=np.array(front),
-            constraints=request.constraints,
-            baseline_ms=task.baseline.latency_ms,
-        )
-        number = request.trial + len(records)
-        if pair is None:
-            return records or [_ended(number, reason)]
-        report(f"joining trials {pair.first} and {pair.second}")
-        records.append(_made(task, request, pair, stages, number))
-        if (measured := records[-1].measurement) is not None:
-            assert measured.val is not None
-            found = drop(task.metric, task.baseline.val, measured.val)
-            front.append((found, pair.size_ratio, measured.latency.ratio))
-    return records or [_ended(request.trial, "no time was left to make a cascade")]
+        return _ended(request.trial, reason)
+    stages = _stages(task, request, report)
+    if stages is None:
+        return _ended(request.trial, "no time was left to make a cascade")
+    pair, reason = choose_pair(
+        [p for p in _pairs(task, stages) if (p.first, p.second) not in request.joined],
+        front=np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in request.rivals]),
+        constraints=request.constraints,
+        baseline_ms=task.baseline.latency_ms,
+    )
+    if pair is None:
+        return _ended(request.trial, reason)
+    report(f"joining trials {pair.first} and {pair.second}")
+    return _made(task, request, pair, stages)
 
 
 def timed_on_stream(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -> Latency | None:
@@ -89,12 +82,31 @@ def _impossible(task: Task) -> str:
     return ""
 
 
+def _stages(task: Task, request: CascadeRequest, report: Report) -> list[Stage] | None:
+    """What each member says of the validation data; None if the time ends before all were asked."""
+    report("asking the front's files about the validation data")
+    stages = []
+    for record in request.members:
+        if time.monotonic() > request.deadline:
+            return None
+        stages.append(_stage(task, request, record))
+    return stages
+
+
+def _pairs(task: Task, stages: list[Stage]) -> list[Pair]:
+    """Every way to join two of them; computed once for all cascades of the same parts."""
+    key = tuple(stage.trial for stage in stages)
+    if task.pairs is None or task.pairs[0] != key:
+        task.pairs = key, list(pairs(stages, lambda outputs: _drop(task, outputs)))
+    return task.pairs[1]
+
+
 def _stage(task: Task, request: CascadeRequest, record: TrialRecord) -> Stage:
     assert record.measurement is not None
-    outputs = predict(
-        _path(task, record), [t.numpy() for t in task.splits.val.inputs],
-        threads=task.device.facts.threads,
-    )  # fmt: skip
+    if record.trial not in task.answers:
+        inputs = [t.numpy() for t in task.splits.val.inputs]
+        task.answers[record.trial] = predict(_path(task, record), inputs, threads=cores())
+    outputs = task.answers[record.trial]
     rival = next(r for r in request.rivals if r.trial == record.trial)
     return Stage(
         trial=record.trial,
@@ -110,24 +122,30 @@ def _drop(task: Task, outputs: np.ndarray) -> float:
     return drop(task.metric, task.baseline.val, task.metric(outputs, task.splits.val.targets.numpy()))
 
 
-def _made(task: Task, request: CascadeRequest, pair: Pair, stages: list[Stage], number: int) -> TrialRecord:
-    """The record of one pair's file; a failed one if the file is not what its two networks say."""
+def _made(task: Task, request: CascadeRequest, pair: Pair, stages: list[Stage]) -> TrialRecord:
+    """The record of one pair's file: infeasible if it breaks a bound, failed if it is not what its networks say."""
     members = {record.trial: record for record in request.members}
     by_number = {stage.trial: stage for stage in stages}
     first, second = members[pair.first], members[pair.second]
     rows = stream_rows(by_number[pair.first].confidence, _stream_length(task))
     cascade = Cascade(
         first=pair.first, second=pair.second, threshold=pair.threshold, passed_on=pair.passed_on,
-        second_plan=second.plan, samples=len(rows),
+        second_plan=second.plan, samples=len(rows), passed_on_ms=sum(_latency_ms(r) for r in (first, second)),
     )  # fmt: skip
     record = TrialRecord(
-        trial=number, state=TrialState.COMPLETE, plan=first.plan, origin="cascade", widths=first.widths,
+        trial=request.trial, state=TrialState.COMPLETE, plan=first.plan, origin="cascade", widths=first.widths,
         cascade=cascade,
     )  # fmt: skip
     try:
-        return _measured(task, record, (first, second), rows)
+        record = _measured(task, record, (first, second), rows)
     except (ValueError, DeviceError) as error:
         return replace(record, state=TrialState.FAILED, reason=str(error).splitlines()[0][:300])
+    found = record.measurement
+    assert found is not None
+    if reason := broken_bound(found.size_bytes, found.latency.latency_ms, request.constraints):
+        shutil.rmtree(_path(task, record).parent)
+        return replace(record, state=TrialState.INFEASIBLE, reason=reason, artifact=None)
+    return record
 
 
 def _measured(
@@ -184,6 +202,11 @@ def _check(task: Task, path: Path, members: tuple[TrialRecord, TrialRecord], row
     wrong = int((np.abs(got - wanted).max(axis=1) > _TOLERANCE * max(1.0, float(np.abs(wanted).max()))).sum())
     if wrong > 1:  # one may lie at the threshold, where the last bit of its confidence decides
         raise ValueError(f"the joined file answers {wrong} of {len(rows)} samples as neither of its networks does")
+
+
+def _latency_ms(member: TrialRecord) -> float:
+    assert member.measurement is not None
+    return member.measurement.latency.latency_ms
 
 
 def _path(task: Task, member: TrialRecord) -> Path:

@@ -287,9 +287,9 @@ class Driver:
 
     @property
     def at_limit(self) -> bool:
-        """Whether the study has as many trials as it may have."""
+        """Whether the study has as many trials as it may have; cascades do not count."""
         limit = self.config.search.max_trials
-        return limit is not None and len(self.trials) >= limit
+        return limit is not None and sum(t.origin != "cascade" for t in self.trials) >= limit
 
     def _has_time(self) -> bool:
         if self.at_limit or self._failure():

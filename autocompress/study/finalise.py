@@ -32,7 +32,7 @@ _ALIKE = 0.01  # a network that is worse by more spoils a soup
 _TIMING_S = 1.5  # of one artifact
 _NOT_TEACHING = ("final", "cascade")
 _IN_CASCADES = 12  # results of the front that cascades are made of
-_CASCADES_S = 12.0  # for joining, timing and judging a few, beside what their parts are asked
+_CASCADE_S = 4.0  # for choosing, joining and timing one, beside what its parts and it are asked
 
 
 def finalise(driver: Driver) -> None:
@@ -53,8 +53,7 @@ def finalise(driver: Driver) -> None:
     if driver.config.search.soup:
         _make_soups(driver)
     _round_otherwise(driver)
-    if driver.config.search.cascade:
-        _make_cascades(driver)
+    _make_cascades(driver)
     _examine(driver)
 
 
@@ -172,26 +171,56 @@ def _variants_s(driver: Driver) -> float:
 
 
 def _make_cascades(driver: Driver) -> None:
-    """Join results of the front in pairs, as far as time goes, once; they come on top of the allowed trials."""
-    if any(t.origin == "cascade" for t in driver.trials):
+    """Join results of the front in pairs, each stored as soon as it is made; they come on top of the allowed trials."""
+    members = _parts(driver)
+    deadline = driver.end - _examination_s(driver)
+    while _cascades_left(driver):
+        driver.say("joining results in cascades")
+        record = _cascade(driver, members, deadline - _CASCADE_S - _look_s(driver))
+        if record.cascade is not None:
+            driver.finish(record)
+            continue
+        if not _tried(driver):  # else it says no more than that the others were the last
+            driver.finish(record)
         return
-    on_front = candidates(_networks(driver))[:_IN_CASCADES]
+
+
+def _cascade(driver: Driver, members: list[int], deadline: float) -> TrialRecord:
+    """The next cascade of these trials, or a record that says why there is none."""
     by_number = {t.trial: t for t in driver.trials}
     request = CascadeRequest(
         trial=driver.ledger.next_number,
-        members=tuple(by_number[number] for number in on_front),
+        members=tuple(by_number[number] for number in members),
         rivals=tuple(driver.rivals()),
         constraints=driver.constraints,
-        deadline=driver.end - _examination_s(driver),
+        joined=tuple((c.first, c.second) for t in _tried(driver) if (c := t.cascade) is not None),
+        deadline=deadline,
     )
-    driver.say("joining results in cascades")
     try:
         driver.ensure_worker()
-        for record in driver.worker.call("cascades", request, deadline=driver.end):
-            driver.finish(record)
+        record: TrialRecord = driver.worker.call("cascade", request, deadline=driver.end)
     except (WorkerDied, WorkerBug) as error:
-        lost = TrialRecord(trial=request.trial, state=TrialState.FAILED, plan=CompressionPlan(), origin="cascade")
-        driver.finish(replace(lost, reason=str(error).strip().splitlines()[-1]))
+        reason = str(error).strip().splitlines()[-1]
+        return TrialRecord(
+            trial=request.trial, state=TrialState.FAILED, plan=CompressionPlan(), origin="cascade", reason=reason
+        )
+    return record
+
+
+def _parts(driver: Driver) -> list[int]:
+    """Trials that cascades are made of."""
+    return candidates(_networks(driver))[:_IN_CASCADES]
+
+
+def _tried(driver: Driver) -> list[TrialRecord]:
+    return [t for t in driver.trials if t.origin == "cascade"]
+
+
+def _cascades_left(driver: Driver) -> int:
+    """How many the study may still make; in a study that is resumed some are there already."""
+    if not driver.config.search.cascade:
+        return 0
+    return max(0, MOST_CASCADES - sum(t.cascade is not None for t in _tried(driver)))
 
 
 def _networks(driver: Driver) -> list[Rival]:
@@ -202,17 +231,18 @@ def _networks(driver: Driver) -> list[Rival]:
 
 def _reserve_s(driver: Driver) -> float:
     """Seconds for what comes after the last trainings."""
-    if not driver.config.search.cascade or any(t.origin == "cascade" for t in driver.trials):
+    count = _cascades_left(driver)
+    if not count:
         return _examination_s(driver)
-    parts = min(_IN_CASCADES, len(candidates(_networks(driver)))) + MOST_CASCADES
-    return _examination_s(driver) + _CASCADES_S + parts * _look_s(driver)
+    look_s = _look_s(driver)
+    return _examination_s(driver) + count * (_CASCADE_S + look_s) + len(_parts(driver)) * look_s
 
 
 def _examination_s(driver: Driver) -> float:
-    """Seconds to examine the front: a timing and an evaluation for each of its artifacts."""
+    """Seconds to examine the front: a timing and an evaluation for each of its artifacts, cascades to come too."""
     ratio = driver.data_sizes["test"] / max(1, min(driver.data_sizes["val"], driver.config.data.max_val))
     each = _look_s(driver) * ratio + _TIMING_S
-    return (len(candidates(list(driver.rivals()))) + 1) * each + _MARGIN_S
+    return (len(candidates(list(driver.rivals()))) + _cascades_left(driver) + 1) * each + _MARGIN_S
 
 
 def _look_s(driver: Driver) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ from autocompress.recover.data import DataSplits, Split, data_digest, split_data
 from autocompress.recover.distill import hard_loss
 from autocompress.recover.finetune import TeacherOutputs, Trainer, evaluate_in_torch, finetune_, prefers_bf16
 from autocompress.recover.teacher import Ensemble
+from autocompress.search.cascades import Pair
 from autocompress.search.profile import measure_sensitivity
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.space.attention import open_attention_
@@ -90,6 +92,8 @@ class Task:
     baseline: Baseline
     grams: Grams | None
     outputs_file: Path | None = None
+    answers: dict[int, np.ndarray] = field(default_factory=dict)  # of trials' files on the validation data
+    pairs: tuple[tuple[int, ...], list[Pair]] | None = None  # trials, and the ways to join two of them
     _teacher_value: float | None = None
     _joint: tuple[tuple[str, ...], TeacherOutputs] | None = None
     _teacher_outputs: Tensor | None = None

@@ -93,13 +93,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CascadeRequest:
-    """Cascades to make of results that are there.
+    """One cascade to make of results that are there.
 
     Attributes:
-        trial: number of the first one; further ones follow it.
+        trial: its number.
         members: results that may become parts, each with a file.
         rivals: every result so far, the members among them.
-        deadline: monotonic seconds after which no further one is begun.
+        joined: (first, second) of the pairs that were tried before.
+        deadline: monotonic seconds after which none is begun.
     """
 
     trial: int
@@ -107,6 +108,7 @@ class CascadeRequest:
     rivals: tuple[Rival, ...]
     constraints: Constraints
     deadline: float
+    joined: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import traceback
 from typing import Any, BinaryIO
 
 from autocompress.errors import AutocompressError, UsageError
-from autocompress.study.cascade import cascades
+from autocompress.study.cascade import make_cascade
 from autocompress.study.evaluate import evaluate, examine, probe
 from autocompress.study.prepare import Report, Task, prepare
 from autocompress.study.requests import Request
@@ -65,8 +65,8 @@ def _serve(task: Task, method: str, arguments: tuple[Any, ...], report: Report) 
         record = evaluate(task, request, report)
         task.keep_outputs()
         return record
-    if method == "cascades":
-        return cascades(task, arguments[0], report)
+    if method == "cascade":
+        return make_cascade(task, arguments[0], report)
     if method == "probe":
         return probe(task, arguments[0])
     artifact, baseline_ms = arguments

@@ -14,6 +14,7 @@ from autocompress.front.explain import (
     format_duration,
     format_ms,
     is_latency_tie,
+    latency_kind,
     made_of,
     plan_document,
     plan_lines,
@@ -134,12 +135,14 @@ def test_a_plan_is_told_in_lines_that_name_only_what_was_done() -> None:
 
 def test_a_cascade_is_told_with_both_of_its_networks() -> None:
     large = CompressionPlan(activations="uint8", weight_bits={"x": 8})
-    cascade = Cascade(first=23, second=4, threshold=0.87654, passed_on=0.181, second_plan=large, samples=500)
+    cascade = Cascade(
+        first=23, second=4, threshold=0.87654, passed_on=0.181, second_plan=large, samples=500, passed_on_ms=0.512
+    )
     point = make_point(cascade=cascade, plan=CompressionPlan(removed_blocks=("b",), weight_bits={"x": 4}))
     assert made_of(point) == [
         "two networks: trial 23 answers, trial 4 where its largest probability is below 0.8765 "
         "(18.1% of the validation samples)",
-        "latency: the mean over validation samples; one that is passed on takes longer",
+        "latency: the mean over validation samples; one that is passed on takes about 0.512 ms, the time of both",
         "trial 23: removed: 1 block (b)",
         "trial 23: weights: 4 bits in 1 layer",
         "trial 23: distilled: temperature 4, weight 0.9",
@@ -147,6 +150,8 @@ def test_a_cascade_is_told_with_both_of_its_networks() -> None:
         "trial 4: weights: 8 bits in 1 layer",
         "trial 4: activations: uint8",
     ]
+    older = Cascade(first=1, second=2, threshold=0.5, passed_on=0.1, second_plan=large)
+    assert made_of(make_point(cascade=older))[1].endswith("one that is passed on takes longer")
     document = plan_document(point)
     assert [(part["trial"], part["plan"]["weight_bits"]) for part in document["cascade"]] == [
         (23, {"x": 4}),
@@ -154,3 +159,10 @@ def test_a_cascade_is_told_with_both_of_its_networks() -> None:
     ]
     assert document["threshold"] == 0.87654
     assert plan_document(make_point()) == make_point().plan.to_dict()
+
+
+def test_a_cascade_is_faster_on_average() -> None:
+    cascade = Cascade(first=1, second=2, threshold=0.5, passed_on=0.1, second_plan=CompressionPlan())
+    point = make_point(size_bytes=SIZE // 7, test=0.978, cascade=cascade, **FASTER)
+    assert words(point, BASELINE) == "7.0x smaller and 2.3x faster on average at the same accuracy"
+    assert (latency_kind(point), latency_kind(make_point())) == ("mean", "median")

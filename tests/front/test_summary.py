@@ -88,6 +88,7 @@ def test_the_document_has_every_key_of_the_contract() -> None:
     for entry in document["front"]:
         assert set(CONTRACT["front"].split()) <= set(entry)
         assert set(CONTRACT["plan"].split()) <= set(entry["plan"])
+        assert entry["latency_kind"] == "median"
         assert set(entry["plan"]["distill"]) == {"temperature", "weight"}
     assert document["hypervolume"]["reference"] == {"drop": 0.05, "size_ratio": 1.0, "latency_ratio": 1.0}
     assert json.loads(json.dumps(document, allow_nan=False)) == document

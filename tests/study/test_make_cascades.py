@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from autocompress.measure.quality import metric_for, predict
 from autocompress.plan import CompressionPlan
 from autocompress.records import (
     Baseline,
+    Cascade,
     DeviceFacts,
     Latency,
     Measurement,
@@ -33,10 +35,12 @@ from autocompress.records import (
 from autocompress.recover.data import Split
 from autocompress.search.stopping import Constraints, Rival
 from autocompress.study import finalise
-from autocompress.study.cascade import STREAM, cascades, timed_on_stream
+from autocompress.study.cascade import STREAM, make_cascade, timed_on_stream
+from autocompress.study.driver import Driver
 from autocompress.study.evaluate import examine
+from autocompress.study.executors import WorkerDied
 from autocompress.study.rebuild import rebuild_cascade
-from autocompress.study.requests import CascadeRequest
+from autocompress.study.requests import MOST_CASCADES, CascadeRequest
 
 N = 200
 BASELINE = Baseline(
@@ -80,6 +84,7 @@ class StreamDevice:
     """Latency is what its caller says of a sample: 0.2 of the baseline's, and 1.0 more where it is not seen."""
 
     facts = DeviceFacts()
+    extra = 0.0
 
     def __init__(self) -> None:
         self.streams: list[np.ndarray] = []
@@ -90,7 +95,7 @@ class StreamDevice:
         with np.load(stream) as file:
             (inputs,) = (file[name] for name in file.files)
         self.streams.append(inputs)
-        ratio = float(np.mean(0.2 + 1.0 * (inputs[:, 1] == 0)))
+        ratio = self.extra + float(np.mean(0.2 + 1.0 * (inputs[:, 1] == 0)))
         return Latency(latency_ms=ratio * baseline_ms, ratio=ratio, ratio_ci=(ratio, ratio), blocks=1)
 
     def close(self) -> None:
@@ -116,7 +121,7 @@ def study(tmp_path: Path) -> Any:
     task: Any = SimpleNamespace(
         source=SimpleNamespace(config=load_config({}, name="s"), workspace=tmp_path, folder=folder),
         splits=SimpleNamespace(val=val, test=val, task="classification"), device=StreamDevice(),
-        metric=metric, baseline=BASELINE, quality=quality,
+        metric=metric, baseline=BASELINE, quality=quality, answers={}, pairs=None,
     )  # fmt: skip
     write(folder / "baseline" / "model.onnx", blind=False)
     records = []
@@ -152,7 +157,7 @@ def configure(its: Any, **tables: Any) -> None:
 
 
 def test_two_results_are_joined_and_the_joined_file_is_what_is_measured(study):
-    (record,) = cascades(study.task, request_for(study), lambda _: None)
+    record = make_cascade(study.task, request_for(study), lambda _: None)
     assert (record.trial, record.state, record.origin) == (7, TrialState.COMPLETE, "cascade")
     cascade, first = record.cascade, study.records[0]
     assert cascade is not None
@@ -162,6 +167,7 @@ def test_two_results_are_joined_and_the_joined_file_is_what_is_measured(study):
     found, path = record.measurement, study.folder / "trial-7" / "model.onnx"
     assert found is not None
     assert (found.val, found.size_bytes) == (1.0, path.stat().st_size)
+    assert cascade.passed_on_ms == pytest.approx(2 * (0.2 + 1.0)), "of both networks, one after the other"
     assert (found.params, found.macs) == (20, 120), "of both; the second one's for a fifth of the samples"
     assert found.latency.ratio == pytest.approx(0.2 + 0.2 * 1.0, abs=0.02)
     assert json.loads((path.parent / "plan.json").read_text())["cascade"][1]["trial"] == 2
@@ -172,7 +178,7 @@ def test_two_results_are_joined_and_the_joined_file_is_what_is_measured(study):
 
 
 def test_the_last_look_times_a_cascade_on_its_stream_again(study):
-    cascades(study.task, request_for(study), lambda _: None)
+    make_cascade(study.task, request_for(study), lambda _: None)
     path, dense = study.folder / "trial-7" / "model.onnx", study.folder / "baseline" / "model.onnx"
     seen = examine(study.task, path, dense, baseline_ms=2.0)
     assert seen.test == 1.0
@@ -185,10 +191,33 @@ def test_the_last_look_times_a_cascade_on_its_stream_again(study):
 
 
 def test_what_no_pair_can_win_is_a_stopped_trial_with_its_reason(study):
-    (record,) = cascades(study.task, request_for(study, constraints=Constraints(max_size=10)), lambda _: None)
+    record = make_cascade(study.task, request_for(study, constraints=Constraints(max_size=10)), lambda _: None)
     assert (record.state, record.measurement, record.cascade) == (TrialState.STOPPED, None, None)
     assert record.reason.endswith("ways to join two results keeps the bounds of the study")
     assert not (study.folder / "trial-7").exists()
+
+
+def test_a_file_that_turns_out_slower_than_allowed_is_infeasible_and_not_kept(study):
+    study.task.device.extra = 0.1
+    record = make_cascade(study.task, request_for(study, constraints=Constraints(max_latency=0.9)), lambda _: None)
+    assert record.state is TrialState.INFEASIBLE, "0.42 of 2 ms were expected, 0.5 were measured"
+    assert (record.reason, record.artifact) == ("1 ms exceed 0.9 ms", None)
+    assert record.cascade is not None
+    assert (record.cascade.first, record.cascade.second) == (1, 2), "so it is not tried again"
+    assert not (study.folder / "trial-7").exists()
+
+
+def test_without_time_no_file_is_asked(study, monkeypatch):
+    monkeypatch.setattr("autocompress.study.cascade.predict", lambda *_, **__: pytest.fail("asked"))
+    record = make_cascade(study.task, request_for(study, deadline=time.monotonic() - 1), lambda _: None)
+    assert (record.state, record.reason) == (TrialState.STOPPED, "no time was left to make a cascade")
+
+
+def test_a_pair_that_was_tried_is_left_out_and_its_files_are_not_asked_again(study, monkeypatch):
+    make_cascade(study.task, request_for(study), lambda _: None)
+    monkeypatch.setattr("autocompress.study.cascade.predict", lambda *_, **__: pytest.fail("asked"))
+    record = make_cascade(study.task, request_for(study, joined=((1, 2),)), lambda _: None)
+    assert (record.state, record.cascade) == (TrialState.STOPPED, None)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +232,7 @@ def test_what_no_pair_can_win_is_a_stopped_trial_with_its_reason(study):
 )
 def test_where_there_can_be_none_the_reason_is_told(study, change, reason):
     change(study.task)
-    (record,) = cascades(study.task, request_for(study), lambda _: None)
+    record = make_cascade(study.task, request_for(study), lambda _: None)
     assert record.state is TrialState.STOPPED
     assert reason in record.reason
 
@@ -211,13 +240,13 @@ def test_where_there_can_be_none_the_reason_is_told(study, change, reason):
 def test_a_file_that_answers_something_else_is_a_failed_trial(study, monkeypatch):
     first = (study.folder / "trial-1" / "model.onnx").read_bytes()
     monkeypatch.setattr("autocompress.study.cascade.join", lambda *_, **__: first)
-    (record,) = cascades(study.task, request_for(study), lambda _: None)
+    record = make_cascade(study.task, request_for(study), lambda _: None)
     assert record.state is TrialState.FAILED
     assert "as neither of its networks does" in record.reason
 
 
 def test_a_cascade_is_made_again_from_its_parts_byte_for_byte(study):
-    (record,) = cascades(study.task, request_for(study), lambda _: None)
+    record = make_cascade(study.task, request_for(study), lambda _: None)
     path = study.folder / "trial-7" / "model.onnx"
     stored = StudyRecord(
         name="s", state=StudyState.FINISHED, seed=0, config={}, config_hash="", budget_s=1.0, spent_s=1.0, created="",
@@ -231,13 +260,17 @@ def test_a_cascade_is_made_again_from_its_parts_byte_for_byte(study):
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
-def driver_of(study: Any, *, answers: list[TrialRecord]) -> tuple[Any, list[Any]]:
-    """What the last stage needs of a driver to ask for cascades, and what it asked and stored."""
-    asked: list[Any] = []
+def driver_of(study: Any, *answers: TrialRecord | WorkerDied) -> tuple[Any, list[CascadeRequest]]:
+    """What the last stage needs of a driver to ask for cascades, which gets these answers, and what it asked."""
+    asked: list[CascadeRequest] = []
 
-    def call(method: str, request: CascadeRequest, *, deadline: float) -> list[TrialRecord]:
-        asked.append((method, request))
-        return answers
+    def call(method: str, request: CascadeRequest, *, deadline: float) -> TrialRecord:
+        assert method == "cascade"
+        answer = answers[len(asked)]
+        asked.append(request)
+        if isinstance(answer, WorkerDied):
+            raise answer
+        return answer
 
     request = request_for(study)
     config = load_config({"search": {"cascade": True, "max_trials": 2}}, name="s")
@@ -250,15 +283,61 @@ def driver_of(study: Any, *, answers: list[TrialRecord]) -> tuple[Any, list[Any]
     return driver, asked
 
 
-def test_the_last_stage_asks_once_also_when_there_are_as_many_trials_as_there_may_be(study):
-    made = TrialRecord(trial=3, state=TrialState.STOPPED, plan=CompressionPlan(), origin="cascade", reason="none")
-    driver, asked = driver_of(study, answers=[made])
+def made(number: int, first: int, second: int) -> TrialRecord:
+    cascade = Cascade(first=first, second=second, threshold=0.5, passed_on=0.1, second_plan=CompressionPlan())
+    return TrialRecord(
+        trial=number, state=TrialState.COMPLETE, plan=CompressionPlan(), origin="cascade", cascade=cascade
+    )
+
+
+def ended(state: TrialState = TrialState.STOPPED) -> TrialRecord:
+    return TrialRecord(trial=9, state=state, plan=CompressionPlan(), origin="cascade", reason="none")
+
+
+def test_each_cascade_is_stored_before_the_next_one_is_asked_for(study):
+    driver, asked = driver_of(study, made(3, 1, 2), made(4, 2, 1), made(5, 1, 3))
     before = finalise._reserve_s(driver)
     finalise._make_cascades(driver)
-    ((method, request),) = asked
-    assert (method, request.trial) == ("cascades", 3)
-    assert {r.trial for r in request.members} == {1, 2}
-    assert driver.trials[-1] is made
+    assert [r.joined for r in asked] == [(), ((1, 2),), ((1, 2), (2, 1))]
+    assert all({r.trial for r in request.members} == {1, 2} for request in asked), "a cascade is no part of another"
+    assert [t.trial for t in driver.trials] == [1, 2, 3, 4, 5]
+    assert len(asked) == MOST_CASCADES
     assert finalise._reserve_s(driver) < before, "its time is not kept any longer"
+
+
+def test_a_study_that_is_taken_up_again_makes_only_what_is_missing(study):
+    driver, asked = driver_of(study, made(5, 1, 3))
+    driver.trials += [made(3, 1, 2), made(4, 2, 1)]
     finalise._make_cascades(driver)
-    assert len(asked) == 1
+    finalise._make_cascades(driver)
+    assert [r.joined for r in asked] == [((1, 2), (2, 1))]
+
+
+def test_a_worker_that_dies_at_the_second_one_loses_only_that(study):
+    driver, asked = driver_of(study, made(3, 1, 2), WorkerDied("it took longer than its time and was ended"))
+    finalise._make_cascades(driver)
+    assert (len(asked), [t.trial for t in driver.trials]) == (2, [1, 2, 3])
+
+
+@pytest.mark.parametrize("answer", [ended(), WorkerDied("none")])
+def test_why_there_is_none_at_all_is_stored_once(study, answer):
+    driver, _ = driver_of(study, answer, answer)
+    finalise._make_cascades(driver)
+    assert [t.reason for t in driver.trials] == ["", "", "none"]
+    finalise._make_cascades(driver)
+    assert len(driver.trials) == 3
+
+
+def test_a_failed_pair_does_not_keep_the_others_from_being_tried(study):
+    driver, asked = driver_of(study, replace(made(3, 1, 2), state=TrialState.FAILED), made(4, 2, 1), ended())
+    finalise._make_cascades(driver)
+    assert (len(asked), [t.trial for t in driver.trials]) == (3, [1, 2, 3, 4])
+
+
+def test_cascades_do_not_count_as_trials(study):
+    at_limit: Any = Driver.at_limit
+    driver, _ = driver_of(study)
+    driver.trials = [study.records[0], ended(), ended(), ended()]
+    assert at_limit.fget(driver) is False, "one of two"
+    driver.trials.append(study.records[1])
+    assert at_limit.fget(driver) is True
