@@ -24,7 +24,7 @@ from autocompress.compress.quantize import FakeQuantize
 from autocompress.compress.sparsify import Mask
 from autocompress.space.watch import watched
 
-_RIDGE = 1e-2  # of the mean diagonal
+_RIDGE = 0.1  # of the mean diagonal: 128 samples say less of a layer than it has inputs
 _PLACES = 2**13  # of a layer's output that are looked at
 _UNFOLDED = 2**16  # places that are unfolded for that
 _LARGEST = 1536  # inputs, taps counted: the time grows with their cube
