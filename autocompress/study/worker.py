@@ -42,7 +42,7 @@ def main() -> None:
         method, arguments = pickle.loads(sys.stdin.buffer.read(_LENGTH.unpack(header)[0]))
 
         def report(text: str) -> None:
-            write_message(answers, ("progress", text))
+            _answer(answers, ("progress", text))
 
         try:
             if method == "prepare":
@@ -51,12 +51,20 @@ def main() -> None:
             else:
                 assert task is not None, "a worker is asked to prepare first"
                 result = _serve(task, method, arguments, report)
-            write_message(answers, ("done", result))
+            _answer(answers, ("done", result))
         except AutocompressError as error:
-            write_message(answers, ("error", error))
+            _answer(answers, ("error", error))
         except Exception as error:
             full = _disk_full(error)
-            write_message(answers, ("error", full) if full else ("bug", traceback.format_exc()))
+            _answer(answers, ("error", full) if full else ("bug", traceback.format_exc()))
+
+
+def _answer(answers: BinaryIO, message: Any) -> None:
+    """Nobody is told that the driver is gone: whoever killed it knows."""
+    try:
+        write_message(answers, message)
+    except BrokenPipeError:
+        os._exit(1)
 
 
 def _serve(task: Task, method: str, arguments: tuple[Any, ...], report: Report) -> Any:

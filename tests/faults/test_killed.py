@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from tiny_study import NAME, alive, budget_s, children, run_command, start_command, wait_for, write_study
+from tiny_study import NAME, alive, budget_s, children, environment, run_command, start_command, wait_for, write_study
 
 from autocompress.errors import AutocompressError
 from autocompress.records import StudyState, TrialRecord, TrialState
@@ -38,6 +42,19 @@ def test_ctrl_c_gives_130_and_the_command_to_continue_and_leaves_no_process(tmp_
     assert f"autocompress resume {NAME}" in (tmp_path / "stderr.txt").read_text()
     wait_for(lambda: not any(map(alive, workers)), seconds=10, what="the end of the worker")
     assert study(tmp_path).state is StudyState.INTERRUPTED
+
+
+def test_a_worker_whose_driver_is_gone_says_nothing():
+    data = pickle.dumps(("evaluate", ()))
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "autocompress.study.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    with worker:
+        assert worker.stdout is not None
+        worker.stdout.close()  # nobody reads its answers any more
+        _, errors = worker.communicate(struct.pack("<Q", len(data)) + data, timeout=120)
+    assert (worker.returncode, errors) == (1, b"")
 
 
 @pytest.mark.parametrize("budget", ["1s", "3s"])
@@ -109,8 +126,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a
 
 @needs_root
 def test_a_full_disk_is_one_sentence(tmp_path):
-    import subprocess
-
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
