@@ -467,7 +467,7 @@ def row(name: str, reason: str, workspace: Path) -> str:
         "hidden": hidden,
         "blocks": len(facts.blocks),
     }
-    pruned = ", ".join(f"{count} {what}" for what, count in parts.items() if count) or "nothing"
+    pruned = ", ".join(_counted(count, what) for what, count in parts.items() if count) or "nothing"
     left = Counter(f"{s.what}: {s.reason}" for s in facts.skips if "outputs of the network" not in s.reason)
     alone = "; ".join(f"{_short(text)} ({count})" if count > 1 else _short(text) for text, count in left.items())
     told = agreements(study, result.trials, workspace)
@@ -480,6 +480,10 @@ def row(name: str, reason: str, workspace: Path) -> str:
     return (
         f"| {name} | {family} | {pruned} | {quantized} | {alone or '-'} | {compared} | {smallest:.3f} | {fastest:.2f} |"
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what.removesuffix('s') if count == 1 else what}"
 
 
 def _short(text: str, most: int = 110) -> str:
@@ -497,15 +501,20 @@ Printed by `python docs/architectures.py` on {processor()}. Each network is trai
 scikit-learn's digits and searched with {TRIALS} trials of {TRAIN_S:g} s of training: the dense file, fp16, int8 (two
 kinds where there are two), two uniform plans and what the sampler proposes.
 
-- *Pruned* counts the groups of widths, of heads and of hidden units, and the blocks that may be left out; *quantized*
-  the layers whose weights are rounded.
-- *Against torch* compares every file of the search with its network on the 350 test images, by kind of activations: the
-  largest difference of an output relative to the largest output, the smallest share of images with the same answer, and
-  the number of files.
-- *Size* and *latency* are the best ratios to the dense file within {MAX_DROP * 100:.0f} points of its validation
-  accuracy; they are not of one file. A search this short says what works, not how well.{missing}
+A row tells of one network:
 
-| network | family | pruned | quantized | left alone | against torch | size | latency |
+- *Can be pruned*: how many groups of channels (widths), of attention heads and of recurrent layers' hidden units may be
+  narrowed, each group by a share of its own, and how many blocks may be left out whole. *Can be rounded*: the layers
+  whose weights may have 8 bits or fewer, by kind.
+- *Left alone*: what could not be pruned or run in integers, and why; - where there was nothing.
+- *File against torch*, per kind of activations: the largest difference of any output of any file, relative to the
+  largest output; the smallest share of the 350 test images with the same answer; and, in brackets, the number of files.
+  Float files have fp16 ones among them; uint8 and dynamic round activations to 8 bits, which torch does not do here.
+- *Size* and *latency*: of the smallest and of the fastest file that lose at most {MAX_DROP * 100:.0f} points of
+  validation accuracy, divided by the dense file's; 0.1 is a tenth. They are seldom the same file, and 1.00 means that
+  no file within those points was smaller or faster. A search this short says what works, not how well.{missing}
+
+| network | family | can be pruned | can be rounded | left alone | file against torch | size | latency |
 |---|---|---|---|---|---|---|---|
 """
         + "\n".join(rows)
