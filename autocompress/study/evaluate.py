@@ -38,7 +38,6 @@ from autocompress.study.prepare import Ancestor, Report, Task, each_second
 from autocompress.study.requests import Examination, Member, Request
 
 _ROUNDING_FROM, _CONTINUE_ROUNDING_FROM = 0.5, 0.2  # share of the training
-_LAST_LOOK_S = 0.8  # of timing
 _CHECKED = 64  # samples on which the file is compared with torch
 
 
@@ -144,7 +143,7 @@ def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -
     """A fresh latency, and the one look at test data."""
     latency = timed_on_stream(task, artifact, baseline, baseline_ms=baseline_ms)
     if latency is None:
-        latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms, seconds=_LAST_LOOK_S)
+        latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms, seconds=task.source.last_timing_s)
     test = task.quality(artifact, task.splits.test)
     return Examination(test=test.value, test_ci=test.ci, latency=latency)
 

@@ -29,7 +29,7 @@ _VARIANT_TRAINING = 0.5  # of a trial's
 _MARGIN_S = 1.0
 _TEACHERS, _IN_SOUP = 2, 4
 _ALIKE = 0.01  # a network that is worse by more spoils a soup
-_TIMING_S = 1.5  # of one artifact
+_TIMING = (1.25, 0.3)  # seconds to time one artifact: per second asked for, and to load it
 _NOT_TEACHING = ("final", "cascade")
 _IN_CASCADES = 12  # results of the front that cascades are made of
 _CASCADE_S = 4.0  # for choosing, joining and timing one, beside what its parts and it are asked
@@ -241,7 +241,8 @@ def _reserve_s(driver: Driver) -> float:
 def _examination_s(driver: Driver) -> float:
     """Seconds to examine the front: a timing and an evaluation for each of its artifacts, cascades to come too."""
     ratio = driver.data_sizes["test"] / max(1, min(driver.data_sizes["val"], driver.config.data.max_val))
-    each = _look_s(driver) * ratio + _TIMING_S
+    per_s, loading_s = _TIMING
+    each = _look_s(driver) * ratio + per_s * driver.source.last_timing_s + loading_s
     return (len(candidates(list(driver.rivals()))) + _cascades_left(driver) + 1) * each + _MARGIN_S
 
 

@@ -13,6 +13,8 @@ from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.stopping import Constraints, Rival, Rung
 
 MOST_CASCADES = 3  # of a study
+_TIMING_SHARE = 1 / 240  # of the budget times one file at the end
+_SHORTEST_TIMING_S, _LONGEST_TIMING_S = 0.4, 0.8  # the shortest is that of a trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +37,11 @@ class Source:
     def folder(self) -> Path:
         """Where the study's artifacts are."""
         return self.workspace / "artifacts" / self.config.name
+
+    @property
+    def last_timing_s(self) -> float:
+        """How long each file of the front is timed at the end: less in a short study, but never less than a trial's."""
+        return max(_SHORTEST_TIMING_S, min(_LONGEST_TIMING_S, self.budget_s * _TIMING_SHARE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
