@@ -23,6 +23,7 @@ from autocompress.errors import AutocompressError
 from autocompress.front.beliefs import belief_facts, belief_lines, why
 from autocompress.front.choose import pick
 from autocompress.front.explain import (
+    ORIGINS,
     format_bytes,
     format_drop,
     format_duration,
@@ -89,6 +90,7 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
             for s in ("val", "test")
         },
         rows=rows,
+        origins={name: text for name, text in ORIGINS.items() if name in {row["origin"] for row in rows}},
         has_intervals=any(row["val"] and row["val"]["interval"] for row in rows),
         chosen=next((row for row in rows if chosen and row["trial"] == chosen.trial), None),
         beyond=figures.beyond_view(facts),

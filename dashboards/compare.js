@@ -47,7 +47,7 @@ function showSummary(found) {
 }
 
 function showLevels(found) {
-  const cell = (which) => (row, i) => { const p = row.studies[i][which]; return p ? [trialLink(found.studies[i], p), " ", which === "small" ? format.bytes(p.size_bytes) : format.ms(p.latency_ms)] : "–"; };
+  const cell = (which) => (row, i) => { const p = row.studies[i][which]; return p ? [trialLink(found.studies[i], p), ": ", which === "small" ? format.bytes(p.size_bytes) : format.ms(p.latency_ms)] : "–"; };
   const columns = [["At most", (row) => format.drop(row.max_drop, found.direction), "text"], ...found.studies.flatMap((study, i) => [
     [`${study.study}: smallest`, (row) => cell("small")(row, i)], [`${study.study}: fastest`, (row) => cell("fast")(row, i)]])];
   fill("levels", table(columns, found.levels, { label: "The smallest and the fastest within a loss" }));

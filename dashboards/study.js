@@ -13,6 +13,7 @@ import { TrialTable } from "./trials.js";
 const id = document.body.dataset.study;
 const path = `/studies/${id}`;
 const ACTIVE = ["queued", "running", "finalising"];
+const ENDED = { cancelled: "was cancelled", interrupted: "was interrupted", failed: "failed" };
 const SKIPPED = { prune: "pruned", quantize: "quantized", integers: "in integers", factor: "factored" };
 const TRADE_OFFS = ["accuracy_size", "accuracy_latency"];
 const figures = new Map(); // name -> as the server gave it, undimmed
@@ -53,7 +54,7 @@ async function refresh() {
   byId("front-part").hidden = !hasFront;
   byId("course").hidden = state.rows.length === 0;
   fill("empty", ...(hasFront ? [] : [nothingYet(detail, points)]));
-  showTiles(points, detail);
+  showTiles(points);
   if (state.rows.length) await course();
   if (!hasFront) return;
   limits.update(points, state.rows);
@@ -198,12 +199,12 @@ function showSummary(summary) {
   badge.hidden = false;
   countdown.set(summary);
   if (summary.state === "queued") byId("left").textContent = summary.job?.position ? `place ${summary.job.position} in the queue` : "";
-  else if (!summary.deadline) byId("left").textContent = `${format.duration(summary.spent_s)} of ${format.duration(summary.budget_s)} spent`;
+  else if (!summary.deadline) byId("left").textContent = !summary.spent_s ? "" : `${format.duration(summary.spent_s)} of ${format.duration(summary.budget_s)} spent`;
   byId("headline").textContent = summary.best.length ? `${format.capital(summary.best[0].replace(/ \(trial \d+\)$/, ""))}.` : headline(summary);
   byId("lead").textContent = summary.best.length ? `That is ${/trial \d+/.exec(summary.best[0])[0]}, the best balance so far. Every number here was measured on the file that ships.` : lead(summary);
   const message = summary.error || summary.message;
   byId("message").hidden = !message;
-  byId("message").textContent = message ?? "";
+  byId("message").textContent = format.capital(message ?? "");
   showActions(summary);
 }
 
@@ -216,7 +217,7 @@ function headline(summary) {
 function lead(summary) {
   if (summary.state === "queued") return "It starts by itself when the searches before it are done; its budget has not begun.";
   if (ACTIVE.includes(summary.state)) return "The dense model comes first: it is trained if no weights were given, then measured. Points appear here as they come.";
-  return "More time helps, if it can be resumed.";
+  return "Resume it if some of its budget is left, or start it again with a larger one.";
 }
 
 function showActions(summary) {
@@ -254,18 +255,18 @@ async function exported(button, trial) {
   if (made) notice(`The bundle of trial ${trial} is in your downloads: the model, its card, its plan, and run.py.`, "good");
 }
 
-function showTiles(points, detail) {
-  const { baseline } = points, chosen = baseline ? best(state.rows, {}, "knee", points) : null;
+function showTiles(points) {
+  const { baseline } = points;
+  if (!baseline) { fill("tiles"); return; } // there is nothing to tell but zeros
+  const chosen = best(state.rows, {}, "knee", points);
   const shown = chosen && chosen.origin !== "baseline" ? chosen : null;
   const trialsOf = (kind) => points.counts[kind] ?? 0;
   const tiles = [];
-  if (baseline) {
-    tiles.push(["File", format.bytes((shown ?? baseline).size_bytes), shown ? `dense: ${format.bytes(baseline.size_bytes)}` : "the dense model"]);
-    tiles.push(["Latency", format.ms((shown ?? baseline).latency_ms), shown ? `dense: ${format.ms(baseline.latency_ms)}` : "the dense model"]);
-    for (const [split, label] of [["val", "validation"], ["test", "test"]]) {
-      const value = (shown ?? baseline)[split];
-      tiles.push([`${format.capital(points.metric_name)}, ${label}`, format.metric(value, points.is_share), value === null || baseline[split] === null ? "not looked at" : shown ? `dense: ${format.metric(baseline[split], points.is_share)}` : "the dense model"]);
-    }
+  tiles.push(["File", format.bytes((shown ?? baseline).size_bytes), shown ? `dense: ${format.bytes(baseline.size_bytes)}` : "the dense model"]);
+  tiles.push(["Latency", format.ms((shown ?? baseline).latency_ms), shown ? `dense: ${format.ms(baseline.latency_ms)}` : "the dense model"]);
+  for (const [split, label] of [["val", "validation"], ["test", "test"]]) {
+    const value = (shown ?? baseline)[split];
+    tiles.push([`${format.capital(points.metric_name)}, ${label}`, format.metric(value, points.is_share), value === null || baseline[split] === null ? "not looked at" : shown ? `dense: ${format.metric(baseline[split], points.is_share)}` : "the dense model"]);
   }
   const { val, test } = points.hypervolume;
   tiles.push(["Hypervolume", format.hypervolume(val), test === null ? "1 would be perfect" : `on test: ${format.hypervolume(test)}`]);
@@ -275,7 +276,7 @@ function showTiles(points, detail) {
 }
 
 function nothingYet(detail, points) {
-  if (!points.baseline) return emptyBox("No dense model yet", ACTIVE.includes(detail.state) ? "Everything here is told against the dense model, which is being trained and measured now." : "Everything here is told against the dense model, and it was not measured before the search ended.");
+  if (!points.baseline) return emptyBox("No dense model yet", ACTIVE.includes(detail.state) ? "Everything here is told against the dense model, which is loaded, trained if no weights were given, and measured now." : "Everything here is told against the dense model, and it was not measured before the search ended.");
   return emptyBox("No front yet", "The dense model is measured; no trial has been trained to its end so far.");
 }
 
@@ -286,7 +287,7 @@ function showOrigin(detail) {
   const { device, data_sizes: sizes, versions, baseline } = record;
   const pairs = [
     ["Device", `${device.name}, ${device.runtime}, ${format.count(device.threads, "thread")}, batch ${device.batch}${device.description ? `; ${device.description}` : ""}`],
-    ["Data", Object.entries(sizes).map(([split, count]) => `${split} ${count.toLocaleString("en")}`).join(", ") || "sizes were not recorded"],
+    ["Data", Object.entries(sizes).map(([split, count]) => `${split} ${count.toLocaleString("en")}`).join(", ") || (ACTIVE.includes(detail.state) ? "not read yet" : "sizes were not recorded")],
     baseline && ["Dense model", `${baseline.params.toLocaleString("en")} parameters, ${baseline.macs.toLocaleString("en")} multiply-accumulates, ${baseline.size_bytes.toLocaleString("en")} bytes`],
     ["Objectives", record.objectives.join(", ")],
     ["Seed", String(record.seed)],
@@ -327,7 +328,7 @@ try {
     state: (summary) => {
       const ended = state.summary && ACTIVE.includes(state.summary.state) && !ACTIVE.includes(summary.state);
       showSummary({ ...state.summary, ...summary });
-      if (ended) notice(summary.state === "finished" ? "The search is finished. The most promising points were trained longer, timed afresh, and looked at on test data." : `The search is ${summary.state}. What it found stays.`);
+      if (ended) notice(summary.state === "finished" ? "The search is finished. The most promising points were trained longer, timed afresh, and looked at on test data." : `The search ${ENDED[summary.state] ?? "has ended"}.${summary.best.length ? " What it found stays." : ""}`);
       tell(summary);
       refresher.ask();
     },

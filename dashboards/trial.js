@@ -15,8 +15,7 @@ function showHead(point) {
   badge.hidden = false;
   byId("place").textContent = point.on_front ? "on the front" : point.state === "complete" ? "dominated: another file is at least as good in everything" : "";
   byId("headline").textContent = point.words ? `${format.capital(point.words)}.` : `Trial ${trial} ended early`;
-  const origins = { baseline: "The dense model, as it was exported.", anchor: "One of the plans that everybody would try.", search: "Proposed by the search.", final: "Trained longer by the last stage.", variant: "A trained network with other bits, tried by the last stage.", soup: "The mean of several trained networks.", cascade: "Two networks in one file: the second answers where the first is unsure." };
-  byId("lead").textContent = `${origins[point.origin] ?? point.origin}${point.parent === null ? "" : ` It started from the weights of trial ${point.parent}.`}`;
+  byId("lead").textContent = `${format.capital(point.origin_words)}.${point.parent === null ? "" : ` It started from the weights of trial ${point.parent}.`}`;
   byId("message").hidden = !point.reason;
   byId("message").textContent = format.capital(point.reason);
 }
@@ -27,7 +26,7 @@ function showActions(point) {
     items.push(h("button", { type: "button", class: "primary", id: "export", onclick: (event) => take(event.currentTarget) }, "Export bundle"));
     items.push(h("button", { type: "button", class: "secondary", id: "copy", onclick: (event) => copy(event.currentTarget, point.command) }, "Copy the command"));
   }
-  if (["complete", "stopped"].includes(point.state) && point.origin !== "baseline" && !point.cascade) {
+  if (["complete", "stopped"].includes(point.state) && !["baseline", "cascade"].includes(point.origin)) {
     const budget = h("input", { id: "refine-budget", value: "2m", size: "5", "aria-label": "Budget of the refined search" });
     items.push(h("span", { class: "joined" }, budget, h("button", { type: "button", class: "secondary", id: "refine", onclick: (event) => refine(event.currentTarget, budget.value.trim()) }, "Search around it")));
   }
@@ -92,8 +91,10 @@ function showPlan(point) {
 async function showLayers(point) {
   const { layers } = point;
   if (!layers.length) {
-    byId("layers-note").replaceChildren(...(point.cascade ? ["Two networks; their layers: ", ...parts(point.cascade)] : ["The study has no record of its layers."]));
+    const without = point.origin === "cascade" ? "No file was made." : "The study has no record of its layers.";
+    byId("layers-note").replaceChildren(...(point.cascade ? ["Two networks; their layers: ", ...parts(point.cascade), "."] : [without]));
     byId("figure-layers").closest("figure").hidden = true;
+    byId("table-layers").closest("details").hidden = true;
     return;
   }
   const timed = layers[0].latency_ms !== null;
@@ -117,7 +118,7 @@ async function showLayers(point) {
 // Links to the two networks of a cascade.
 function parts(cascade) {
   const link = (number) => h("a", { href: `/studies/${study}/trials/${number}` }, `trial ${number}`);
-  return [link(cascade.first), ", ", link(cascade.second)];
+  return [link(cascade.first), " and ", link(cascade.second)];
 }
 
 // On a narrow page the four panels stand below one another.
@@ -134,9 +135,13 @@ function stacked(figure) {
 
 async function showTraining(point) {
   const pairs = Object.entries(point.durations_s).map(([stage, seconds]) => [format.capital(stage), format.duration(seconds)]);
-  fill("facts", ...[["Trained", `${format.duration(point.trained_s)}${point.parent === null ? "" : ", parents included"}`], ["Samples seen", point.trained_samples.toLocaleString("en")], ...pairs, ["Artifact", h("code", {}, point.artifact ?? "none")]].flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, value)]));
+  const trained = point.cascade ? [["Trained", ["as ", ...parts(point.cascade)]]]
+    : [["Trained", `${format.duration(point.trained_s)}${point.parent === null ? "" : ", parents included"}`], ["Samples seen", point.trained_samples.toLocaleString("en")]];
+  fill("facts", ...[...trained, ...pairs, ["Artifact", h("code", {}, point.artifact ?? "none")]].flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, value)]));
   if (!point.curve.length) {
     byId("figure-curve").replaceChildren(h("p", { class: "waiting" }, "It was not trained: there is no curve."));
+    byId("table-curve").closest("details").hidden = true;
+    byId("figure-curve").closest(".pair > div").hidden = point.origin === "cascade";
     return;
   }
   const figure = await get(`${path}/figures/curve`);

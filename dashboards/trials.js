@@ -30,6 +30,7 @@ export class TrialTable {
   // points: of the server; kept: the trials within the limits, or null; chosen: the best of them.
   update({ points, rows, limits, kept, split, chosen }) {
     Object.assign(this, { points, rows, limits, kept, split, chosen });
+    this.origins.replaceChildren(...Object.entries(points.origins).flatMap(([name, text], i) => [i ? "; " : "", h("b", {}, name), `, ${text}`]), ".");
     this.render();
   }
 
@@ -41,10 +42,12 @@ export class TrialTable {
     this.next = h("button", { type: "button", class: "secondary", onclick: () => { this.turned = this.next; this.turn(this.page + 1); } }, "Next");
     this.head = h("tr");
     this.body = h("tbody");
+    this.origins = h("p", { class: "note" });
     this.place.replaceChildren(
       h("div", { class: "bar" }, h("label", {}, "Show ", this.select), h("span", { class: "pager" }, this.count, this.previous, this.next)),
       h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of all trials" },
-        h("table", { class: "numbers trials" }, h("thead", {}, this.head), this.body)));
+        h("table", { class: "numbers trials" }, h("thead", {}, this.head), this.body)),
+      this.origins);
   }
 
   columns() {

@@ -11,6 +11,16 @@ from autocompress.front.hypervolume import Direction, metric_drop
 from autocompress.plan import CompressionPlan
 from autocompress.records import Baseline, Cascade, FrontPoint, TrialRecord
 
+ORIGINS = {
+    "baseline": "the dense model, as it was exported",
+    "anchor": "one of the plans that everybody would try",
+    "search": "proposed by the search",
+    "final": "trained longer by the last stage",
+    "variant": "a trained network with other bits, tried by the last stage",
+    "soup": "the mean of several trained networks",
+    "cascade": "two networks in one file, the second answers where the first is unsure",
+}
+
 
 def words(point: FrontPoint, baseline: Baseline, *, direction: Direction = "maximize") -> str:
     """What the point won and lost against the baseline, for example "7.1x smaller and 2.3x faster for 0.4 points".
@@ -82,10 +92,10 @@ def plan_lines(plan: CompressionPlan) -> list[str]:
 
 
 def made_of(point: FrontPoint | TrialRecord) -> list[str]:
-    """What is in a point's file, for people: its plan, or the two networks of a cascade with theirs."""
+    """What is in a point's file, for people: its plan, or the two networks of a cascade with theirs; one a line."""
     cascade = point.cascade
-    if cascade is None:
-        return plan_lines(point.plan)
+    if cascade is None:  # the record that says why there is no cascade has no plan either
+        return [] if point.origin == "cascade" else plan_lines(point.plan)
     return [
         f"two networks: trial {cascade.first} answers, trial {cascade.second} where its largest probability is below "
         f"{cascade.threshold:.4g} ({cascade.passed_on:.1%} of the validation samples)",

@@ -11,7 +11,7 @@ from typing import Any
 
 from autocompress.errors import NotFoundError
 from autocompress.front.beliefs import belief_facts, why
-from autocompress.front.explain import is_latency_tie, is_share, made_of, metric_name, words
+from autocompress.front.explain import ORIGINS, is_latency_tie, is_share, made_of, metric_name, words
 from autocompress.front.hypervolume import Direction
 from autocompress.front.layer_costs import LayerCost, LayerLatencies, dense, layer_costs
 from autocompress.front.summary import FrontFacts, PointFacts, front_facts
@@ -23,8 +23,8 @@ def point_document(study: StudyRecord, trials: Sequence[TrialRecord], number: in
 
     Returns:
         Plain JSON values. `layers` is empty without a record of the model, and of a cascade, whose networks have pages
-        of their own; their `latency_ms` is None where too few
-        files were timed, and `latency_files` says how many there were. `command` is None off the front.
+        of their own; their `latency_ms` is None where too few files were timed, and `latency_files` says how many there
+        were. `command` is None off the front.
     Raises:
         NotFoundError: the study has no such trial.
     """
@@ -44,6 +44,7 @@ def point_document(study: StudyRecord, trials: Sequence[TrialRecord], number: in
         "trial": number,
         "state": str(trial.state),
         "origin": trial.origin,
+        "origin_words": ORIGINS.get(trial.origin, trial.origin),
         "parent": trial.parent,
         "cascade": trial.cascade.to_dict() if trial.cascade else None,
         "reason": trial.reason,
@@ -91,7 +92,7 @@ def _layers(
     study: StudyRecord, trials: Sequence[TrialRecord], trial: TrialRecord
 ) -> tuple[list[dict[str, Any]], int | None]:
     """Every layer of the trial beside the dense one's, and how many files told their latencies apart."""
-    if study.facts is None or not study.facts.layers or trial.cascade:
+    if study.facts is None or not study.facts.layers or trial.origin == "cascade":
         return [], None
     now = before = None
     files = 0

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from autocompress.front.explain import is_share, metric_name, words
+from autocompress.front.explain import ORIGINS, is_share, metric_name, words
 from autocompress.front.hypervolume import REFERENCE
 from autocompress.front.summary import FrontFacts, PointFacts, front_facts, front_hypervolume
 from autocompress.records import StudyRecord, TrialRecord
@@ -24,10 +24,11 @@ def trial_columns(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str
         `columns`: trial, state, origin, val, val_low, val_high, test, drop, test_drop (shares; to the baseline),
         rung_drop (after a part of the training), size_bytes, latency_ms, ratio, ratio_low, ratio_high (latency to the
         baseline's), spent_s, on_front, and words: what a point of the front won and lost. Beside them what they are
-        told against: metric, baseline, limits.
+        told against: metric, baseline, limits; and what the origins among them mean.
     """
     facts = front_facts(study, trials)
     ordered = sorted(trials, key=lambda t: t.trial)
+    origins = {t.origin for t in ordered}
     drawn = {p.point.trial: p for p in facts.points}
     search = study.config.get("search", {})
     return {
@@ -42,6 +43,7 @@ def trial_columns(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str
         "limits": {name: search.get(name) for name in _LIMITS},
         "baseline": facts.baseline.to_dict() if facts.baseline else None,
         "samples": {"val": facts.val_samples, "test": facts.test_samples},
+        "origins": {name: text for name, text in ORIGINS.items() if name in origins},
         "counts": dict(Counter(str(trial.state) for trial in ordered)),
         "hypervolume": {
             split: front_hypervolume(

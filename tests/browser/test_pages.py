@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from conftest import RESULTS
 from front_factories import make_study, make_trials
+from seed import FACTORED, factored_facts, joined_trials
 from served import Server
 from tiny_study import wait_for
 
 from autocompress.front import explain
 from autocompress.front.choose import pick
-from autocompress.front.summary import front_points
+from autocompress.front.summary import front_points, layer_rows
 from autocompress.records import StudyState
 from autocompress.study.store import StudyStore
 
@@ -172,6 +173,29 @@ def test_the_keyboard_alone_goes_from_the_top_of_a_study_to_a_trial(site, addres
     number = page.evaluate("document.activeElement.textContent")
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile(rf"/trials/{number}$"))
+
+
+def test_low_ranks_and_cascades_are_told_in_words(site, ids, open_page) -> None:
+    trials = joined_trials()
+    (rank,) = [row.rank for row in layer_rows(factored_facts(), trials[2]) if row.name == FACTORED]
+    assert rank > 0
+    page = open_page(site, f"/studies/{ids['joined']}")
+    assert "cascade, two networks in one file" in page.locator("#trials").inner_text()
+    page = open_page(site, f"/studies/{ids['joined']}/trials/2")
+    assert "factored: 1 layer to low rank, to save 50% of each" in page.locator("#plan").inner_text()
+    page.locator("details.as-table summary").first.click()
+    row = page.locator("#table-layers tr", has_text=FACTORED)
+    assert row.locator("td").last.inner_text() == f"two factors of rank {rank}"
+    page = open_page(site, f"/studies/{ids['joined']}/trials/30")
+    assert page.locator("#layers-note").inner_text() == "Two networks; their layers: trial 2 and trial 1."
+    assert page.locator("#plan li").first.inner_text().startswith("two networks: trial 2 answers, trial 1 where")
+    assert not page.locator("figure").first.is_visible(), "it has no layers and no curve of its own"
+    assert page.locator("#export").count() == 1
+    assert page.locator("#refine").count() == 0
+    page = open_page(site, f"/studies/{ids['joined']}/trials/31")
+    page.locator("#message", has_text="None of 28 ways to join two results keeps").wait_for()
+    assert page.locator("#layers-note").inner_text() == "No file was made."
+    assert page.locator("#plan li, .actions button").count() == 0
 
 
 def test_every_figure_has_a_name_and_a_table_beside_it(site, address, open_page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from front_factories import BASELINE, make_study, make_trial, make_trials
@@ -10,7 +11,7 @@ from front_factories import BASELINE, make_study, make_trial, make_trials
 from autocompress.errors import NotFoundError
 from autocompress.front.point import point_document
 from autocompress.plan import CompressionPlan
-from autocompress.records import Cascade
+from autocompress.records import Cascade, TrialState
 
 BELIEF = {"drop": 0.004, "sd": 0.002, "size_ratio": 0.2, "latency_ratio": 0.5, "gain": 0.01, "source": "solver"}
 
@@ -54,6 +55,13 @@ def test_a_cascade_names_its_networks_and_has_no_layers_of_its_own() -> None:
     after = point_document(make_study(), trials, 5)
     assert after["layers"] == before["layers"], "nobody's layers are believed to be faster for it"
     assert after["latency_files"] == before["latency_files"]
+
+
+def test_a_cascade_that_was_not_made_is_no_dense_model() -> None:
+    ended = replace(make_trial(90, None, 1, 1.0, origin="cascade"), state=TrialState.STOPPED, measurement=None)
+    found = point_document(make_study(), [*make_trials(40), ended], 90)
+    assert (found["plan_lines"], found["layers"], found["command"]) == ([], [], None)
+    assert found["origin_words"] == "two networks in one file, the second answers where the first is unsure"
 
 
 def test_what_was_believed_stands_beside_what_came_out() -> None:

@@ -34,7 +34,9 @@ def test_the_front_is_the_same_as_everywhere() -> None:
 
 
 def test_it_is_json_and_small() -> None:
-    text = json.dumps(trial_columns(make_study(), make_trials(200)))
+    document = trial_columns(make_study(), make_trials(200))
+    assert list(document["origins"]) == ["baseline", "anchor", "search", "final"], "only what is among them"
+    text = json.dumps(document)
     assert len(text) < 200 * 200
 
 
