@@ -263,7 +263,7 @@ function showTiles(points) {
   const trialsOf = (kind) => points.counts[kind] ?? 0;
   const tiles = [];
   tiles.push(["File", format.bytes((shown ?? baseline).size_bytes), shown ? `dense: ${format.bytes(baseline.size_bytes)}` : "the dense model"]);
-  tiles.push(["Latency", format.ms((shown ?? baseline).latency_ms), shown ? `dense: ${format.ms(baseline.latency_ms)}` : "the dense model"]);
+  tiles.push(["Latency", format.ms((shown ?? baseline).latency_ms), shown ? `dense: ${format.ms(baseline.latency_ms)}${shown.origin === "cascade" ? "; the mean over samples" : ""}` : "the dense model"]);
   for (const [split, label] of [["val", "validation"], ["test", "test"]]) {
     const value = (shown ?? baseline)[split];
     tiles.push([`${format.capital(points.metric_name)}, ${label}`, format.metric(value, points.is_share), value === null || baseline[split] === null ? "not looked at" : shown ? `dense: ${format.metric(baseline[split], points.is_share)}` : "the dense model"]);

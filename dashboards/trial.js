@@ -65,7 +65,7 @@ function showTiles(point) {
   const tiles = now ? [
     ["File", format.bytes(now.size_bytes), was ? `dense: ${format.bytes(was.size_bytes)}` : ""],
     ["After zlib", format.bytes(now.compressed_bytes), "as it would travel"],
-    ["Latency", format.ms(now.latency.latency_ms), was ? `dense: ${format.ms(was.latency_ms)}${point.tie ? ", a tie" : ""}${now.latency.contended ? ", noisy" : ""}` : ""],
+    ["Latency", format.ms(now.latency.latency_ms), was ? `dense: ${format.ms(was.latency_ms)}${point.tie ? ", a tie" : ""}${point.cascade ? "; the mean over samples" : ""}${now.latency.contended ? ", noisy" : ""}` : ""],
     ["Ratio to dense", now.latency.ratio.toFixed(3), interval(now.latency.ratio_ci, (v) => v.toFixed(3))],
     [`${title}, validation`, metric(now.val), now.val === null ? "not computed" : interval(now.val_ci, metric) || format.change(point.drop, point.direction)],
     [`${title}, test`, metric(now.test), now.test === null ? "not looked at" : interval(now.test_ci, metric) || format.change(point.test_drop, point.direction)],

@@ -62,7 +62,7 @@ export class TrialTable {
       [`${title}, test`, "test", (row) => metric(row.test)],
       ["Lost", "drop", (row) => format.drop(row.drop, direction)],
       ["File", "size_bytes", (row) => format.bytes(row.size_bytes)],
-      ["Latency", "latency_ms", (row) => format.ms(row.latency_ms)],
+      ["Latency", "latency_ms", (row) => [format.ms(row.latency_ms), row.origin === "cascade" && row.latency_ms !== null ? h("small", {}, "mean over samples") : null]],
       ["Ratio to dense, 95 % interval", "ratio", (row) => [row.ratio === null ? "–" : row.ratio.toFixed(3), interval(row.ratio_low, row.ratio_high, (v) => v.toFixed(3))]],
       ["Budget spent", "spent_s", (row) => format.duration(row.spent_s)],
     ];

@@ -190,6 +190,7 @@ def test_low_ranks_and_cascades_are_told_in_words(site, ids, open_page) -> None:
     assert page.locator("#layers-note").inner_text() == "Two networks; their layers: trial 2 and trial 1."
     assert page.locator("#plan li").first.inner_text().startswith("two networks: trial 2 answers, trial 1 where")
     assert not page.locator("figure").first.is_visible(), "it has no layers and no curve of its own"
+    assert "the mean over samples" in page.locator("#tiles").inner_text()
     assert page.locator("#export").count() == 1
     assert page.locator("#refine").count() == 0
     page = open_page(site, f"/studies/{ids['joined']}/trials/31")
