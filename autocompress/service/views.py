@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ class StudyView:
     """A study as it stood at one revision.
 
     Attributes:
-        version: equal when nothing was written in between; heartbeats do not count.
+        version: equal when nothing was written in between and the server is the same; heartbeats do not count.
         front: the non-dominated points, smallest file first.
     """
 
@@ -66,6 +67,7 @@ class Views:
     def __init__(self, workspace: Path, jobs: JobStore) -> None:
         self.store = StudyStore(workspace, readonly=True)
         self._jobs = jobs
+        self._opened = secrets.token_hex(4)  # a later server may have more to say of what has not changed
         self._lock = threading.RLock()
         self._views: dict[str, StudyView] = {}
         self._names: dict[str, str] = {}
@@ -115,7 +117,7 @@ class Views:
         status = self.snapshot()[0].get(name)
         if status is None:
             return None
-        version = f"{status.created}-{status.revision}-{status.state}"
+        version = f"{self._opened}-{status.created}-{status.revision}-{status.state}"
         with self._lock:
             kept = self._views.get(name)
             if kept is None or kept.version != version:
