@@ -41,7 +41,7 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
 from autocompress.study.finalise import finalise
 from autocompress.study.ledger import LOST, Ledger
-from autocompress.study.requests import Member, Prepared, Request, Source
+from autocompress.study.requests import TEACHER_CUT, Member, Prepared, Request, Source
 from autocompress.study.store import StudyStore
 
 Listener = Callable[[Progress | TrialRecord], None]
@@ -108,7 +108,7 @@ class Driver:
                     self._search()
                 with self.timed("final"):
                     finalise(self)
-            state, message = StudyState.FINISHED, self._failure()
+            state, message = StudyState.FINISHED, self._failure() or self._warning()
             self.say("finished")
         except KeyboardInterrupt:
             self._close(StudyState.INTERRUPTED, "interrupted")
@@ -231,14 +231,25 @@ class Driver:
         for title, plan in itertools.chain(self.space.references(), self._sweep()):
             if any(t.plan == plan and t.origin == "anchor" for t in self.trials):
                 continue
-            if not self._has_time():
+            if not self._has_time(self.search_end):
                 return
             self.say(title)
             self.evaluate(plan, origin="anchor", anchor=True, parent=self._parent(plan))
-        while self.config.search.sampler != "sweep" and self._has_time():
-            asked = self.ledger.ask()
-            plan = self.space.decode(asked.params)
-            self.evaluate(plan, origin="search", asked=asked, parent=self._parent(plan))
+        while self.propose(self.search_end):
+            pass
+
+    def propose(self, until: float) -> bool:
+        """Try the plan that the sampler asks for; False if it asks for none or there is no time for a trial.
+
+        Args:
+            until: monotonic seconds at which the trial must have ended.
+        """
+        if self.config.search.sampler == "sweep" or not self._has_time(until):
+            return False
+        asked = self.ledger.ask()
+        plan = self.space.decode(asked.params)
+        self.evaluate(plan, origin="search", asked=asked, parent=self._parent(plan), deadline=until)
+        return True
 
     def _parent(self, plan: CompressionPlan) -> TrialRecord | None:
         networks = [t for t in self.trials if t.cascade is None]
@@ -264,7 +275,7 @@ class Driver:
         for plans in zip(*(self.space.sweep(kind, count) for kind in kinds), strict=True):
             widths = tuple(plans[0][1].prune_ratio.values())
             if widths not in faster:
-                if not self._has_time():
+                if not self._has_time(self.search_end):
                     return
                 took = {plan.activations: self._probe(plan) for _, plan in plans}
                 faster[widths] = min(took, key=lambda kind: took[kind])
@@ -291,10 +302,10 @@ class Driver:
         limit = self.config.search.max_trials
         return limit is not None and sum(t.origin != "cascade" for t in self.trials) >= limit
 
-    def _has_time(self) -> bool:
+    def _has_time(self, until: float) -> bool:
         if self.at_limit or self._failure():
             return False
-        return time.monotonic() + self.schedule.train_s / 2 + self.overhead_s() < self.search_end
+        return time.monotonic() + self.schedule.train_s / 2 + self.overhead_s() < until
 
     # -- one trial
 
@@ -399,6 +410,11 @@ class Driver:
                     among = f" among {latest} attempts" if latest > same else ""
                     return f"ended after {same} identical failures{among}: {reasons[0]}"
         return ""
+
+    def _warning(self) -> str:
+        """What the numbers are to be read with, before anything else."""
+        facts = self.store.study(self.config.name).facts
+        return next((note for note in (facts.notes if facts else ()) if note.startswith(TEACHER_CUT)), "")
 
     # -- time
 

@@ -53,6 +53,8 @@ def finalise(driver: Driver) -> None:
     if driver.config.search.soup:
         _make_soups(driver)
     _round_otherwise(driver)
+    while driver.propose(driver.end - _reserve_s(driver)):  # time that is left when nothing is worth more training
+        _round_otherwise(driver)
     _make_cascades(driver)
     _examine(driver)
 

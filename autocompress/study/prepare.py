@@ -53,7 +53,7 @@ from autocompress.space.factors import find_factors
 from autocompress.space.groups import find_groups, input_sources
 from autocompress.space.layers import count_macs, find_layers, output_positions
 from autocompress.space.search_space import kept_widths
-from autocompress.study.requests import Prepared, Source
+from autocompress.study.requests import TEACHER_CUT, Prepared, Source
 from autocompress.zoo.factory import build_model, load_data, load_metric, load_weights
 
 Report = Callable[[str], None]
@@ -411,7 +411,8 @@ def _train_teacher(
         )
     if outcome.steps < steps:
         return [
-            f"the teacher's training was cut after {outcome.seconds:.0f} s: {outcome.steps} of {steps} steps"
+            f"{TEACHER_CUT} after {outcome.seconds:.0f} s, at {outcome.steps} of {steps} steps, so all is compared "
+            "with a worse network than it could be; give a longer --budget, or trained weights with model.weights"
         ], False
     return [], True
 

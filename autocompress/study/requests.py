@@ -13,6 +13,7 @@ from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.stopping import Constraints, Rival, Rung
 
 MOST_CASCADES = 3  # of a study
+TEACHER_CUT = "the teacher's training was cut"  # how the note of it begins
 _TIMING_SHARE = 1 / 240  # of the budget times one file at the end
 _SHORTEST_TIMING_S, _LONGEST_TIMING_S = 0.4, 0.8  # the shortest is that of a trial
 

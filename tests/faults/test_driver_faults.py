@@ -17,7 +17,7 @@ from autocompress.study import driver as driver_module
 from autocompress.study.database import explained
 from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.ledger import LOST
-from autocompress.study.requests import Examination, Prepared
+from autocompress.study.requests import TEACHER_CUT, Examination, Prepared
 from autocompress.study.run import resume_study, search_study
 from autocompress.study.store import StudyStore
 
@@ -358,6 +358,13 @@ def test_a_worker_that_is_killed_while_it_prepares_is_started_again(script):
     script.prepare = killed_once
     assert search(script).state is StudyState.FINISHED
     assert script.prepared == 2
+
+
+def test_a_teacher_that_was_cut_short_is_said_where_the_study_ends(script):
+    note = f"{TEACHER_CUT} after 8 s, at 15 of 460 steps"
+    script.prepare = lambda: replace(script.ready(), facts=replace(FACTS, notes=("val: there was none", note)))
+    record = search(script)
+    assert (record.state, record.message) == (StudyState.FINISHED, note)
 
 
 def test_a_full_disk_is_one_sentence_and_what_was_stored_stays(script, monkeypatch):
