@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from autocompress.config import DataConfig, ModelConfig
 from autocompress.errors import UsageError
 from autocompress.zoo.datasets import BUILTIN_IMAGES
-from autocompress.zoo.models import mobilenetv2, resnet14, resnet20
+from autocompress.zoo.models import mobilenetv2, resnet8, resnet20
 from autocompress.zoo.sequences import row_lstm, small_vit, table_mlp, word_gru
 from autocompress.zoo.tables import diabetes, languages
 
 BUILTIN_MODELS: Mapping[str, Callable[..., nn.Module]] = {
-    "resnet14": resnet14,
+    "resnet8": resnet8,
     "resnet20": resnet20,
     "mobilenetv2": mobilenetv2,
     "row_lstm": row_lstm,

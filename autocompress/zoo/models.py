@@ -79,9 +79,9 @@ def resnet20(in_channels: int = 3, classes: int = 10, width: int = 16) -> ResNet
     return ResNet(in_channels, classes, (width, 2 * width, 4 * width))
 
 
-def resnet14(in_channels: int = 3, classes: int = 10, width: int = 16) -> ResNet:
-    """Two blocks per stage instead of three: 0.17 M parameters at width 16."""
-    return ResNet(in_channels, classes, (width, 2 * width, 4 * width), (2, 2, 2))
+def resnet8(in_channels: int = 3, classes: int = 10, width: int = 24) -> ResNet:
+    """One block per stage instead of three: 0.17 M parameters at width 24."""
+    return ResNet(in_channels, classes, (width, 2 * width, 4 * width), (1, 1, 1))
 
 
 class InvertedResidual(nn.Module):

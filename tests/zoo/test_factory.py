@@ -47,7 +47,7 @@ def data_config(factory: str, *, download: bool = False, **args: Any) -> DataCon
 @pytest.mark.parametrize(
     ("name", "params"),
     [
-        ("resnet14", 174_970),
+        ("resnet8", 173_842),
         ("resnet20", 272_186),
         ("mobilenetv2", 100_170),
         ("row_lstm", 82_186),
@@ -57,7 +57,7 @@ def data_config(factory: str, *, download: bool = False, **args: Any) -> DataCon
     ],
 )
 def test_built_in_networks_have_their_known_size(name: str, params: int) -> None:
-    arguments = {"in_channels": 1} if name in ("resnet14", "resnet20", "mobilenetv2", "small_vit") else {}
+    arguments = {"in_channels": 1} if name in ("resnet8", "resnet20", "mobilenetv2", "small_vit") else {}
     model = build_model(model_config(name, **arguments), base=None, seed=0)
     assert sum(p.numel() for p in model.parameters()) == params
 
