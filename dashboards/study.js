@@ -258,7 +258,8 @@ async function exported(button, trial) {
 function showTiles(points) {
   const { baseline } = points;
   if (!baseline) { fill("tiles"); return; } // there is nothing to tell but zeros
-  const chosen = best(state.rows, {}, "knee", points);
+  const { max_drop: maxDrop, max_size: maxSize, max_latency: maxLatency } = points.limits;
+  const chosen = best(state.rows, { maxDrop, maxSize, maxLatency }, "knee", points); // the headline tells of the same one
   const shown = chosen && chosen.origin !== "baseline" ? chosen : null;
   const trialsOf = (kind) => points.counts[kind] ?? 0;
   const tiles = [];

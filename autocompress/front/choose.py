@@ -17,6 +17,7 @@ from autocompress.front.hypervolume import REFERENCE, Direction, metric_drop
 from autocompress.records import Baseline, FrontPoint
 
 RULES = ("knee", "accurate", "small", "fast", "trial:N")
+LIMITS = ("max_drop", "max_size", "max_latency")  # as `pick` and a study file call them
 Minimize = Literal["size", "latency"]
 _MINIMIZE = {"size": "small", "latency": "fast"}
 _SLACK = 1e-9  # 0.98 - 0.97 is a little more than 0.01 in binary, and still meets max_drop 0.01

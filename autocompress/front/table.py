@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from autocompress.front.choose import LIMITS
 from autocompress.front.explain import ORIGINS, is_share, metric_name, words
 from autocompress.front.hypervolume import REFERENCE
 from autocompress.front.summary import FrontFacts, PointFacts, front_facts, front_hypervolume
 from autocompress.records import StudyRecord, TrialRecord
-
-_LIMITS = ("max_drop", "max_size", "max_latency")
 
 
 def trial_columns(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def trial_columns(study: StudyRecord, trials: Sequence[TrialRecord]) -> dict[str
         "direction": facts.direction,
         "objectives": list(study.objectives),
         "reference": dict(REFERENCE),
-        "limits": {name: search.get(name) for name in _LIMITS},
+        "limits": {name: search.get(name) for name in LIMITS},
         "baseline": facts.baseline.to_dict() if facts.baseline else None,
         "samples": {"val": facts.val_samples, "test": facts.test_samples},
         "origins": {name: text for name, text in ORIGINS.items() if name in origins},

@@ -19,7 +19,7 @@ from typing import Any
 from autocompress.api import front_trials
 from autocompress.errors import AutocompressError, NotFoundError
 from autocompress.front.beliefs import belief_facts, belief_lines
-from autocompress.front.choose import pick
+from autocompress.front.choose import LIMITS, pick
 from autocompress.front.explain import words
 from autocompress.front.summary import front_document, front_points, metric_direction
 from autocompress.records import FrontPoint, StudyRecord, StudyState, TrialRecord, TrialState, finite
@@ -322,10 +322,12 @@ def _best(record: StudyRecord, front: tuple[FrontPoint, ...]) -> tuple[str, ...]
         return ()
     direction = metric_direction(record)
     found: dict[int, str] = {}
-    limit = record.config.get("search", {}).get("max_drop")
+    asked = record.config.get("search", {})
+    limits = {name: asked[name] for name in LIMITS if asked.get(name) is not None}
     for rule in _RULES:
+        usual = {} if rule == "knee" else {"max_drop": _FEW_POINTS}  # the knee weighs the loss itself
         try:
-            point = pick(others, base, rule, direction=direction, max_drop=_FEW_POINTS if limit is None else limit)
+            point = pick(others, base, rule, direction=direction, **{**usual, **limits})
         except AutocompressError:
             continue
         found.setdefault(point.trial, f"{words(point, base, direction=direction)} (trial {point.trial})")

@@ -6,10 +6,12 @@ import json
 import time
 
 import pytest
-from example_study import example_trial
+from example_study import example_record, example_trial
 from served import serving
 
 from autocompress import cli
+from autocompress.front.summary import point_of
+from autocompress.service.views import _best
 from autocompress.study.store import StudyStore
 
 
@@ -199,3 +201,11 @@ def test_the_pages_of_a_study_and_a_trial_exist(server, study):
     assert server.get(f"{page}/trials/1").status == 200
     assert server.get(f"{page}/trials/99").status == 404
     assert server.get("/studies/s0000000000000000").status == 404
+
+
+@pytest.mark.parametrize(("search", "wanted"), [({}, [1, 2]), ({"max_drop": 0.01}, [2])])
+def test_the_best_balance_may_lose_more_than_a_point_unless_the_study_says_otherwise(search, wanted):
+    """Trial 1 is the knee at 2.5 points; the smallest and the fastest are told up to one point."""
+    front = (point_of(example_trial(1, 0.955, 20_000, 0.2)), point_of(example_trial(2, 0.975, 500_000, 0.7)))
+    found = _best(example_record(search=search), front)
+    assert [int(text.rpartition("trial ")[2].rstrip(")")) for text in found] == wanted
