@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -274,15 +275,17 @@ def _counts(predictions: Array, targets: Array) -> tuple[Array, Array, Array]:
 
 
 def predict(
-    artifact: Path, inputs: Sequence[Array], *, threads: int, batch: int = 250, runtime: str = "onnxruntime"
+    artifact: Path, inputs: Sequence[Array], *, threads: int, batch: int = 64, runtime: str = "onnxruntime"
 ) -> Array:
     """Outputs of an ONNX file on all samples, computed by the runtime that will run it.
+
+    Each thread runs a share of the samples by itself: kernels of small networks gain less from sharing an operation.
 
     Args:
         artifact: the .onnx file.
         inputs: one array [n, ...] per input of the graph, in its order.
-        threads: intra-op threads, at least 1.
-        batch: samples per run; the last run takes what is left.
+        threads: at least 1.
+        batch: samples per run; the last run of a share takes what is left.
     Returns:
         The first output, [n, ...].
     Raises:
@@ -293,15 +296,25 @@ def predict(
     lengths = {len(array) for array in inputs}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"every input needs the same number of samples and at least one, got {sorted(lengths)}")
-    run, total = open_artifact(artifact, runtime=runtime, threads=threads), lengths.pop()
-    parts = []
-    for start in range(0, total, batch):
-        try:
-            parts.append(run([np.ascontiguousarray(array[start : start + batch]) for array in inputs]))
-        except Exception as error:  # the runtime's own exceptions share no other base
-            raise ValueError(f"{artifact} does not run: {str(error).strip().splitlines()[0]}") from error
-    outputs: Array = np.concatenate(parts)
+    total = lengths.pop()
+    share = math.ceil(total / threads)
+    shares = [[array[start : start + share] for array in inputs] for start in range(0, total, share)]
+    with ThreadPoolExecutor(threads) as pool:
+        outputs: Array = np.concatenate(list(pool.map(lambda part: _predict(artifact, part, batch, runtime), shares)))
     finite = np.isfinite(outputs).reshape(total, -1).all(axis=1)
     if not finite.all():
         raise ValueError(f"{artifact} gives NaN or infinite outputs on {total - int(finite.sum())} of {total} samples")
     return outputs
+
+
+def _predict(artifact: Path, inputs: Sequence[Array], batch: int, runtime: str) -> Array:
+    """Outputs on some samples, by a session of one thread."""
+    run = open_artifact(artifact, runtime=runtime, threads=1)
+    try:
+        parts = [
+            run([np.ascontiguousarray(array[start : start + batch]) for array in inputs])
+            for start in range(0, len(inputs[0]), batch)
+        ]
+    except Exception as error:  # the runtime's own exceptions share no other base
+        raise ValueError(f"{artifact} does not run: {str(error).strip().splitlines()[0]}") from error
+    return np.concatenate(parts)
