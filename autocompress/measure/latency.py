@@ -20,12 +20,13 @@ import numpy as np
 
 from autocompress.measure.runtime import Runner, input_arrays, open_artifact
 
-SECONDS = 0.4
+SECONDS = 0.3
 MIN_BLOCKS = 20
 _WARM_UP_S = 0.05
 _CONTENDED = 1.15  # median over 10th percentile of the baseline's blocks; a quiet pinned core stays below 1.05
 _ATTEMPTS = 2
 _RESAMPLES = 1000
+_Loaded = tuple[Runner, Sequence[np.ndarray]]  # and what it is run on
 _Samples = Sequence[Sequence[np.ndarray]]  # of each its inputs, [1, ...]
 _LEAST_ROUNDS = 2  # through the stream, if there is time
 
@@ -180,7 +181,7 @@ def pin(threads: int) -> None:
 
 def serve() -> None:
     """Answer requests until stdin ends. The last baseline stays loaded."""
-    loaded: dict[tuple[Any, ...], Runner] = {}
+    loaded: dict[tuple[Any, ...], _Loaded] = {}
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -190,21 +191,24 @@ def serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _answer(request: dict[str, Any], loaded: dict[tuple[Any, ...], Runner]) -> dict[str, Any]:
+def _answer(request: dict[str, Any], loaded: dict[tuple[Any, ...], _Loaded]) -> dict[str, Any]:
     runtime, threads = request["runtime"], request["threads"]
     pin(threads)
     stat = os.stat(request["baseline"])
-    key = (request["baseline"], stat.st_mtime_ns, stat.st_size, runtime, threads)
+    key = (request["baseline"], stat.st_mtime_ns, stat.st_size, runtime, threads, request["batch"])
     if key not in loaded:
         loaded.clear()
-        loaded[key] = open_artifact(request["baseline"], runtime=runtime, threads=threads)
+        loaded[key] = (
+            open_artifact(request["baseline"], runtime=runtime, threads=threads),
+            input_arrays(request["baseline"], request["batch"]),
+        )
+    baseline, inputs = loaded[key]
     candidate = open_artifact(request["candidate"], runtime=runtime, threads=threads)
     seconds = request.get("seconds", SECONDS)
     if stream := request.get("stream"):
         with np.load(stream) as file:
-            return asdict(time_over(loaded[key], candidate, [file[name] for name in file.files], seconds=seconds))
-    inputs = input_arrays(request["baseline"], request["batch"])
-    return asdict(time_against(loaded[key], candidate, inputs, seconds=seconds))
+            return asdict(time_over(baseline, candidate, [file[name] for name in file.files], seconds=seconds))
+    return asdict(time_against(baseline, candidate, inputs, seconds=seconds))
 
 
 if __name__ == "__main__":
