@@ -190,9 +190,9 @@ class SpaceConfig(Table):
         ("magnitude",), min_length=1, description="how they are chosen: magnitude, fisher, or the pattern 2:4 or 1:4"
     )
     rank_ratio: tuple[Share, ...] = Field(
-        (0.0,),
-        min_length=1,
-        description="shares of a layer that two factors of low rank save; 0: it stays whole",
+        (),
+        description="shares of a layer that two factors of low rank save, 0: it stays whole; empty: 0, 0.7 and 0.9 for "
+        "wide linear layers where they hold most of the weights",
     )
     importance: tuple[Importance, ...] = Field(("l1",), min_length=1)
     temperature: tuple[float, ...] = Field((4.0, 2.0, 8.0), min_length=1, description="distillation temperatures")
@@ -211,11 +211,6 @@ class SpaceConfig(Table):
     )
     remove_blocks: bool = Field(True, description="whether whole residual blocks may be left out")
     skip: tuple[str, ...] = Field((), description="layers that are left as they are, by name")
-
-    @property
-    def factors(self) -> bool:
-        """Whether any layer may be factored."""
-        return any(ratio > 0 for ratio in self.rank_ratio)
 
 
 class SearchConfig(Table):

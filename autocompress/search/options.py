@@ -105,7 +105,7 @@ class Options:
         self.in_dense: Floats = np.array([n.in_channels for n in layers], float)
         self.taps: Floats = np.array([n.weights / (n.out_channels * n.in_channels) for n in layers], float)
         self.positions: Floats = np.array([n.positions for n in layers], float)
-        self.ratios: Floats = np.array(sorted(set(space.config.rank_ratio)), float)
+        self.ratios: Floats = np.array(sorted(set(space.rank_ratios)), float)
         self.factored: Flags = np.array([n.factors is not None for n in layers], bool)
         self.factors = bool(self.factored.any() and self.ratios[-1] > 0)
         self.first_taps: Floats = np.array([n.factors.taps if n.factors else 1 for n in layers], float)

@@ -101,6 +101,8 @@ def find_factors(
         example: the inputs of one forward, each [batch, ...].
         layers: to look at, as the facts of the model name them.
     """
+    if not layers:
+        return {}, []
     places = _places(model, example)
     found: dict[str, FactorFacts] = {}
     reasons: dict[str, str] = {}

@@ -9,7 +9,7 @@ A linear layer with 64 inputs and 64 outputs is even at rank 32 (32 x 128 = 64 x
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from autocompress.plan import CompressionPlan
 from autocompress.records import LayerFacts, ModelFacts
 
 Floats = NDArray[np.float64]
+_LARGE = 256  # inputs and outputs of a linear layer that is factored without being asked for
 _WIDE, _STEP, _WIDE_STEP = 32, 4, 8  # ranks are multiples of 4, from 32 on of 8, as the widths of groups are
 
 
@@ -39,6 +40,22 @@ def kept_rank(outputs: Any, inputs: Any, *, taps: Any, first_taps: Any, places: 
     rank = np.maximum(step * np.floor(wanted / step + 0.5), step)
     kept: Floats = np.where((rank < even) & (np.asarray(ratio) > 0), rank, 0.0)
     return kept
+
+
+def layers_to_factor(ratios: Sequence[float], layers: Sequence[LayerFacts]) -> list[LayerFacts]:
+    """The layers of a model that a study wants to see factored, as far as they can be.
+
+    Args:
+        ratios: of the study file; none: wide linear layers where they hold most of the weights, since there a low rank
+            loses less than fewer units of the same size.
+        layers: all of the model's.
+    """
+    if ratios:
+        return list(layers) if any(ratio > 0 for ratio in ratios) else []
+    wide = [
+        n for n in layers if n.kind == "linear" and n.positions == 1 and min(n.out_channels, n.in_channels) >= _LARGE
+    ]
+    return wide if 2 * sum(n.weights for n in wide) > sum(n.weights for n in layers) else []
 
 
 def rank_of(layer: LayerFacts, outputs: float, inputs: float, ratio: float) -> int:

@@ -28,6 +28,7 @@ SWEEP = (
 )  # fmt: skip
 
 
+_SAVED = (0.7, 0.9)  # shares of a layer that is factored without being asked for
 _MATMUL_SHARE = 0.5  # of the multiply-accumulates, from which on dynamic integers are tried: they do nothing for convs
 
 
@@ -62,11 +63,16 @@ class SearchSpace:
         """Those of the study file; without any, feedback where there are no batch norms, which correct as much."""
         return self.config.rounding or (("nearest",) if self.facts.batch_norms else ("feedback",))
 
+    @property
+    def rank_ratios(self) -> tuple[float, ...]:
+        """Those of the study file; without any, two that save much where a layer may be factored."""
+        return self.config.rank_ratio or ((0.0, *_SAVED) if self._factorable() else (0.0,))
+
     def raw(self) -> dict[str, Parameter]:
         """Every searched parameter by its lasting name; what has a single choice is left out."""
         found = {f"prune_ratio/{g.name}": self._ratios(g) for g in self.facts.groups}
         found |= {f"weight_bits/{n.name}": Parameter(choices=self.config.weight_bits) for n in self.facts.layers}
-        found |= {f"rank_ratio/{name}": Parameter(choices=self.config.rank_ratio) for name in self._factorable()}
+        found |= {f"rank_ratio/{name}": Parameter(choices=self.rank_ratios) for name in self._factorable()}
         if self.config.remove_blocks:
             found |= {f"remove_block/{b.name}": Parameter(choices=(False, True)) for b in self.facts.blocks}
         return _searched(found | self._shared())
@@ -81,7 +87,7 @@ class SearchSpace:
             "knob/bits_ends": Parameter(choices=(0, 1)),
         }
         if self._factorable():
-            found["knob/rank_ratio"] = Parameter(choices=self.config.rank_ratio)
+            found["knob/rank_ratio"] = Parameter(choices=self.rank_ratios)
         return _searched(found | self._shared())
 
     def decode(self, params: Mapping[str, Any]) -> CompressionPlan:
@@ -93,7 +99,8 @@ class SearchSpace:
         ratios = {g.name: snap(g, params.get(f"prune_ratio/{g.name}", 0.0)) for g in self.facts.groups}
         first = self.config.weight_bits[-1]
         bits = {n.name: params.get(f"weight_bits/{n.name}", first) for n in self.facts.layers}
-        ranks = {n: params.get(f"rank_ratio/{n}", self.config.rank_ratio[0]) for n in self._factorable()}
+        whole = self.rank_ratios[0]
+        ranks = {n: params.get(f"rank_ratio/{n}", whole) for n in self._factorable()}
         removed = tuple(b.name for b in self.facts.blocks if params.get(f"remove_block/{b.name}", False))
         return self._plan(ratios, bits, params, ranks, removed)
 
@@ -105,7 +112,8 @@ class SearchSpace:
         raw, plan = self.raw(), self.canonical(plan)
         if any(f"remove_block/{name}" not in raw for name in plan.removed_blocks):
             return None
-        if any(ratio > 0 and ratio not in self.config.rank_ratio for ratio in plan.rank_ratio.values()):
+        ratios = self.rank_ratios
+        if any(ratio > 0 and ratio not in ratios for ratio in plan.rank_ratio.values()):
             return None
         gone, default = self.facts.layers_in(plan.removed_blocks), self.config.weight_bits[-1]
         values: dict[str, Any] = {
@@ -126,8 +134,7 @@ class SearchSpace:
             for n in self.facts.layers
         }
         values |= {
-            f"rank_ratio/{n}": self.config.rank_ratio[0] if n in gone else plan.rank_ratio.get(n, 0.0)
-            for n in self._factorable()
+            f"rank_ratio/{n}": ratios[0] if n in gone else plan.rank_ratio.get(n, 0.0) for n in self._factorable()
         }
         values |= {f"remove_block/{b.name}": b.name in plan.removed_blocks for b in self.facts.blocks}
         inside = all(not p.choices or values[n] in p.choices for n, p in raw.items())
@@ -168,7 +175,7 @@ class SearchSpace:
         if bits and knobs.get("knob/bits_ends", 1):
             for end in (self.facts.layers[0].name, self.facts.layers[-1].name):
                 bits[end] = max(8, base)
-        rank = knobs.get("knob/rank_ratio", self.config.rank_ratio[0])
+        rank = knobs.get("knob/rank_ratio", self.rank_ratios[0])
         return self._plan(ratios, bits, knobs, dict.fromkeys(self._factorable(), rank))
 
     def references(self) -> list[tuple[str, CompressionPlan]]:

@@ -52,7 +52,8 @@ from autocompress.space.blocks import find_blocks, with_groups
 from autocompress.space.factors import find_factors
 from autocompress.space.groups import find_groups, input_sources
 from autocompress.space.layers import count_macs, find_layers, output_positions
-from autocompress.space.search_space import kept_widths
+from autocompress.space.ranks import layers_to_factor
+from autocompress.space.search_space import SearchSpace, kept_widths
 from autocompress.study.requests import TEACHER_CUT, Prepared, Source
 from autocompress.zoo.factory import build_model, load_data, load_metric, load_weights
 
@@ -440,7 +441,7 @@ def _find_facts(
         for layer in layers
     )
     blocks = find_blocks(model, example, skip=config.space.skip) if config.space.remove_blocks else []
-    factors, whole = find_factors(model, example, named) if config.space.factors else ({}, [])
+    factors, whole = find_factors(model, example, layers_to_factor(config.space.rank_ratio, named))
     return ModelFacts(
         layers=tuple(replace(layer, factors=factors.get(layer.name)) for layer in named),
         groups=tuple(groups),
@@ -496,6 +497,7 @@ def _sensitivity(task: Task, data: str, report: Report) -> Sensitivity:
     if path.exists():
         return Sensitivity.from_dict(json.loads(path.read_text()))
     low = [bits for bits in config.space.weight_bits if bits < 8]
+    space = SearchSpace(config=config.space, facts=task.facts)
 
     def narrow(widths: dict[str, int]) -> nn.Module:
         scores = task.scores(config.space.importance[0])
@@ -507,7 +509,7 @@ def _sensitivity(task: Task, data: str, report: Report) -> Sensitivity:
         _spread(task.splits.train, _PROFILED),
         narrow,
         low_bits=sorted(low)[:2],
-        ratios=sorted((r for r in config.space.rank_ratio if r > 0), reverse=True),
+        ratios=sorted((r for r in space.rank_ratios if r > 0), reverse=True),
         seconds=_PROFILE_SHARE * task.source.budget_s,
         report=report,
         task=task.splits.task,

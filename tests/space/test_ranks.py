@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autocompress.plan import CompressionPlan
 from autocompress.records import FactorFacts, GroupFacts, LayerFacts, ModelFacts
-from autocompress.space.ranks import inputs_left, kept_rank, rank_of, refuse_unknown
+from autocompress.space.ranks import inputs_left, kept_rank, layers_to_factor, rank_of, refuse_unknown
 
 FC = LayerFacts(name="fc", kind="linear", weights=64 * 64, out_channels=64, in_channels=64, factors=FactorFacts())
 
@@ -70,3 +70,19 @@ def test_a_plan_may_only_factor_what_can_be():
     refuse_unknown(CompressionPlan(rank_ratio={"fc": 0.5, "conv1": 0.0}), facts)
     with pytest.raises(ValueError, match="the plan factors 'conv1', which cannot be; known are fc"):
         refuse_unknown(CompressionPlan(rank_ratio={"conv1": 0.5}), facts)
+
+
+def test_wide_linear_layers_are_factored_without_being_asked_for_where_they_hold_most_of_the_weights():
+    def linear(name: str, out: int, into: int, positions: int = 1) -> LayerFacts:
+        return LayerFacts(
+            name=name, kind="linear", weights=out * into, out_channels=out, in_channels=into, positions=positions
+        )
+
+    wide, head = linear("wide", 512, 784), linear("head", 10, 512)
+    conv = LayerFacts(name="conv", kind="conv", weights=9 * 256 * 256, out_channels=256, in_channels=256)
+    assert layers_to_factor((), [wide, head]) == [wide]
+    assert layers_to_factor((), [wide, head, conv]) == [], "590 thousand weights of a convolution, 401 thousand here"
+    assert layers_to_factor((), [linear("token", 512, 784, positions=16), head]) == []
+    assert layers_to_factor((), [linear("narrow", 255, 784), head]) == []
+    assert layers_to_factor((0.0,), [wide, head]) == []
+    assert layers_to_factor((0.0, 0.5), [wide, head, conv]) == [wide, head, conv]

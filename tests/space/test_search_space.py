@@ -138,6 +138,11 @@ def test_layers_that_can_be_factored_have_a_ratio_each_and_one_dial_for_all():
     params = space.encode(plan)
     assert params is not None
     assert space.decode(params) == plan
+    unasked = SearchSpace(config=SpaceConfig(), facts=facts)
+    assert unasked.rank_ratios == (0.0, 0.7, 0.9), "which layers they are for was decided when the facts were found"
+    assert unasked.encode(unasked.decode({"rank_ratio/fc": 0.9})) is not None
+    assert unasked.encode(plan) is None
+    assert WITH_BLOCKS.rank_ratios == (0.0,)
     assert WITH_BLOCKS.encode(plan) is None, "a ratio that this study does not have"
 
 
