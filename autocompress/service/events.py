@@ -54,6 +54,7 @@ class Hub:
         self._place = -1  # nothing was read yet
         self._told: dict[str, dict[str, Any]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()  # two looks at once would tell the same news twice
         self._closed = False
         self.open = 0  # streams that were admitted and have not ended
 
@@ -82,11 +83,12 @@ class Hub:
         Args:
             last_id: `Last-Event-ID` of a client that comes back: every trial after it is told first.
         """
-        if not self._queues:  # nobody listened: nothing was read for a while
-            await self._look()
         queue: asyncio.Queue[Event | None] = asyncio.Queue(_BACKLOG)
-        self._queues.add(queue)
-        place = max(self._place, 0)  # whatever is newer comes through the queue
+        async with self._looking:
+            if not self._queues:  # nobody listened: nothing was read for a while
+                await self._look()
+            self._queues.add(queue)
+            place = max(self._place, 0)  # whatever is newer comes through the queue
         try:
             if last_id is not None and last_id < place:
                 async for event in self._missed(study, last_id, place):
@@ -120,11 +122,13 @@ class Hub:
 
     async def _read(self) -> None:
         while not self._closed:
-            if self._queues:
-                await self._look()
+            async with self._looking:
+                if self._queues:
+                    await self._look()
             await asyncio.sleep(_POLL_S)
 
     async def _look(self) -> None:
+        """Read what is new and hand it out; the caller holds the lock."""
         try:
             events, place = await run_in_threadpool(self._news, self._place)
         except Exception:  # a locked or full disk: the next look may be luckier

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import json
 import re
 import sys
@@ -278,6 +280,38 @@ def test_somebody_who_was_away_gets_all_that_was_missed(tmp_path):
 def test_a_strange_last_id_is_no_id(server, last):
     with server.stream("/api/v1/events", {"Last-Event-ID": last}) as events:
         assert next(events)[0] == "state"
+
+
+def test_many_who_begin_to_listen_at_once_are_told_every_trial_once(tmp_path):
+    write_example(tmp_path)
+    with serving(tmp_path) as server, StudyStore(tmp_path) as store:
+        with server.stream("/api/v1/events") as events:
+            known = next(events)[1]
+        wait_for(
+            lambda: "autocompress_event_streams 0" in server.get("/api/v1/metrics").body.decode(),
+            seconds=10,
+            what="quiet",
+        )
+        store.add_trials("digits", [example_trial(n, 0.97, 50_000, 0.2) for n in range(6, 12)])
+        with contextlib.ExitStack() as open_streams, ThreadPoolExecutor(16) as clients:
+            since = [{"Last-Event-ID": known} if n % 2 else {} for n in range(16)]
+            streams = list(
+                clients.map(lambda headers: open_streams.enter_context(server.stream("/api/v1/events", headers)), since)
+            )
+            first = [next(events) for events in streams]  # all are listening now
+            store.add_trial("digits", example_trial(12, 0.97, 50_000, 0.2))
+            told = list(clients.map(_trials_until_12, first, streams))
+    assert told == [list(range(6, 13)) if headers else [12] for headers in since]
+
+
+def _trials_until_12(first, events):
+    found = []
+    for kind, _, data in itertools.chain([first], events):
+        if kind == "trial":
+            found.append(data["trial"]["trial"])
+            if found[-1] == 12:
+                break
+    return found
 
 
 def test_a_stream_of_an_unknown_study_is_refused_before_it_begins(server):
