@@ -12,7 +12,7 @@ export class Limits {
     this.kinds = null;
   }
 
-  // Ranges come from what was measured; what the reader has set stays.
+  // Ranges come from what was measured, and the study's own limits are found in them anew; what the reader has set stays.
   update(points, rows) {
     const measured = rows.filter((row) => row.size_bytes !== null);
     const sizes = measured.map((row) => row.size_bytes), times = measured.map((row) => row.latency_ms);
@@ -24,15 +24,19 @@ export class Limits {
       maxLatency: { label: "Run at most", text: format.ms, value: linear(low(times, baseline.latency_ms), baseline.latency_ms), given: points.limits.max_latency },
     };
     if (!this.inputs) this.build();
-    else for (const name of Object.keys(this.kinds)) this.tell(name);
+    else for (const [name, kind] of Object.entries(this.kinds)) {
+      if (!this.moved.has(name)) this.inputs[name].value = String(this.stepOf(name, kind.given));
+      this.tell(name);
+    }
   }
 
   build() {
     this.inputs = {};
     this.outputs = {};
+    this.moved = new Set(); // by the reader
     const fields = Object.entries(this.kinds).map(([name, kind]) => {
       const output = h("output", { for: `limit-${name}` });
-      const input = h("input", { type: "range", id: `limit-${name}`, min: "0", max: String(STEPS), step: "1", oninput: () => { this.tell(name); this.onChange(); } });
+      const input = h("input", { type: "range", id: `limit-${name}`, min: "0", max: String(STEPS), step: "1", oninput: () => { this.moved.add(name); this.tell(name); this.onChange(); } });
       input.value = String(this.stepOf(name, kind.given));
       this.inputs[name] = input;
       this.outputs[name] = output;
@@ -49,7 +53,7 @@ export class Limits {
   }
 
   clear() {
-    for (const name of Object.keys(this.kinds)) { this.inputs[name].value = String(STEPS); this.tell(name); }
+    for (const name of Object.keys(this.kinds)) { this.moved.add(name); this.inputs[name].value = String(STEPS); this.tell(name); }
     this.onChange();
   }
 

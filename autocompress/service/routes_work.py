@@ -107,7 +107,10 @@ def resume(request: Request, identifier: str) -> Response:
 
 @router.post("/studies/{identifier}/refine", tags=["studies"], status_code=201, responses=_SUMMARY)
 def refine(request: Request, identifier: str, asked: Refinement) -> Response:
-    """Start a search around one trial: about as small and fast, with its activations, its bits and the next wider."""
+    """Start a search around one trial: about as small and fast, with its activations, its bits and the next wider.
+
+    The teacher is the one of the trial's study; none is trained.
+    """
     parts = service(request)
     parts.check_disk()
     origin = parts.views.name_of(identifier)
@@ -117,6 +120,9 @@ def refine(request: Request, identifier: str, asked: Refinement) -> Response:
     tables = refined(StudyConfig.model_validate(record.config), trial)
     if asked.budget is not None:
         tables = with_settings(tables, {"search.budget": asked.budget})
+    teacher = parts.settings.workspace / "artifacts" / origin / "teacher.safetensors"
+    if teacher.is_file():  # also one whose training was cut, which no other study takes: the trial was made of it
+        tables = with_settings(tables, {"model.weights": str(teacher.absolute())})
     name = asked.name or _free_name(parts, f"{origin}-around-{asked.trial}"[:90])
     if name in parts.views.names():
         raise Problem(409, f"study {name!r} exists; choose another name", errors=[("name", "taken")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from conftest import RESULTS
 from front_factories import make_study, make_trials
 from seed import FACTORED, factored_facts, joined_trials
-from served import Server
+from served import Server, serving
 from tiny_study import wait_for
 
+from autocompress.config import load_config
 from autocompress.front import explain
 from autocompress.front.choose import pick
 from autocompress.front.summary import front_points, layer_rows
@@ -243,6 +245,31 @@ def test_new_trials_arrive_without_a_reload(site, ids, open_page) -> None:
         store.release(name)
         page.locator("#notice", has_text="interrupted").wait_for()
         page.get_by_role("button", name="Resume").wait_for()
+
+
+def test_the_limits_of_a_study_stay_while_smaller_files_arrive(tmp_path, open_page) -> None:
+    tables = {"model": {"factory": "resnet20"}, "data": {"factory": "digits"}, "search": {"max_size": "200kB"}}
+    config = load_config(tables, name="bounded")
+    with serving(tmp_path) as server, StudyStore(tmp_path) as store:
+        store.create(make_study(name="bounded", config=config.model_dump(mode="json"), state=StudyState.RUNNING))
+        trials = make_trials(19, 2)
+        store.add_trials("bounded", trials[:1])
+        store.claim("bounded")
+        (entry,) = server.get("/api/v1/studies").json["items"]
+        page = open_page(server, f"/studies/{entry['id']}")
+        page.locator("#trials-shown").select_option("all")
+        page.locator(".count", has_text="1 to 1 of 1").wait_for()
+        store.add_trials("bounded", trials[1:])
+        page.locator(".count", has_text="1 to 19 of 19").wait_for()
+        told = page.locator('output[for="limit-maxSize"]').inner_text()
+        assert 200 <= float(told.removesuffix(" kB")) < 215, "the next of 100 steps"
+        limit(page, "maxSize", 99)
+        chosen = page.locator('output[for="limit-maxSize"]').inner_text()
+        store.add_trials("bounded", [replace(trials[-1], trial=19)])
+        page.locator(".count", has_text="1 to 20 of 20").wait_for()
+        assert page.locator('output[for="limit-maxSize"]').inner_text() == chosen
+        store.update("bounded", state=StudyState.INTERRUPTED)
+        store.release("bounded")
 
 
 def discard(site: Server, study: str) -> None:

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import sqlite3
 import sys
 import time
 import zipfile
@@ -223,6 +224,8 @@ def test_a_refined_search_stays_near_the_trial_it_began_with(tmp_path):
     tables = {"model": {"factory": "resnet20"}, "data": {"factory": "digits"}, "search": {"budget": "2m"}}
     config = load_config(tables, name="digits").model_dump(mode="json")
     write_example(tmp_path, replace(example_record(), config=config))
+    teacher = tmp_path / "artifacts" / "digits" / "teacher.safetensors"
+    teacher.write_bytes(b"weights")
     with serving(tmp_path) as server:
         (entry,) = server.get("/api/v1/studies").json["items"]
         made = server.post(f"/api/v1/studies/{entry['id']}/refine", {"trial": 1, "budget": "3m"})
@@ -231,6 +234,10 @@ def test_a_refined_search_stays_near_the_trial_it_began_with(tmp_path):
         config = server.get(made.headers["location"]).json["config"]
         assert server.post(f"/api/v1/studies/{entry['id']}/refine", {"trial": 5}).status == 409
         assert server.post(f"/api/v1/studies/{entry['id']}/refine", {"trial": 99}).status == 404
+    assert config["model"]["weights"] == "teacher.safetensors", "nobody is told where it lies"
+    with contextlib.closing(sqlite3.connect(tmp_path / "autocompress.db")) as database:
+        (spec,) = database.execute("SELECT spec FROM ac_job").fetchone()
+    assert json.loads(spec)["config"]["model"]["weights"] == str(teacher)
     assert config["search"]["max_size"] == 154_000, "a tenth more than the trial's 140 kB"
     assert config["search"]["max_latency"] == pytest.approx(0.198)
     assert (config["search"]["budget"], config["space"]["max_prune_ratio"]) == (180.0, 0.6)
