@@ -12,7 +12,7 @@ export class Limits {
     this.kinds = null;
   }
 
-  // Ranges come from what was measured, and the study's own limits are found in them anew; what the reader has set stays.
+  // Ranges come from what was measured; limits stay, those of the study and what the reader has set.
   update(points, rows) {
     const measured = rows.filter((row) => row.size_bytes !== null);
     const sizes = measured.map((row) => row.size_bytes), times = measured.map((row) => row.latency_ms);
@@ -24,20 +24,16 @@ export class Limits {
       maxLatency: { label: "Run at most", text: format.ms, value: linear(low(times, baseline.latency_ms), baseline.latency_ms), given: points.limits.max_latency },
     };
     if (!this.inputs) this.build();
-    else for (const [name, kind] of Object.entries(this.kinds)) {
-      if (!this.moved.has(name)) this.inputs[name].value = String(this.stepOf(name, kind.given));
-      this.tell(name);
-    }
+    else for (const name of Object.keys(this.kinds)) this.show(name);
   }
 
   build() {
     this.inputs = {};
     this.outputs = {};
-    this.moved = new Set(); // by the reader
+    this.chosen = Object.fromEntries(Object.entries(this.kinds).map(([name, kind]) => [name, kind.given ?? null]));
     const fields = Object.entries(this.kinds).map(([name, kind]) => {
       const output = h("output", { for: `limit-${name}` });
-      const input = h("input", { type: "range", id: `limit-${name}`, min: "0", max: String(STEPS), step: "1", oninput: () => { this.moved.add(name); this.tell(name); this.onChange(); } });
-      input.value = String(this.stepOf(name, kind.given));
+      const input = h("input", { type: "range", id: `limit-${name}`, min: "0", max: String(STEPS), step: "1", oninput: () => this.move(name) });
       this.inputs[name] = input;
       this.outputs[name] = output;
       return h("div", { class: "slider" }, h("label", { for: `limit-${name}` }, kind.label), output, input);
@@ -49,24 +45,33 @@ export class Limits {
     this.place.replaceChildren(
       h("div", { class: "slider-row" }, fields, h("div", { class: "slider" }, h("label", { for: "limit-rule" }, "Then take"), this.rule, clear)),
       h("div", { class: "answer-row" }, this.answer, this.links));
-    for (const name of Object.keys(this.kinds)) this.tell(name);
+    for (const name of Object.keys(this.kinds)) this.show(name);
   }
 
   clear() {
-    for (const name of Object.keys(this.kinds)) { this.moved.add(name); this.inputs[name].value = String(STEPS); this.tell(name); }
+    for (const name of Object.keys(this.kinds)) { this.chosen[name] = null; this.show(name); }
     this.onChange();
   }
 
-  // The lowest step that allows at least the limit of the study.
-  stepOf(name, given) {
-    if (given === null || given === undefined) return STEPS;
-    for (let step = 0; step < STEPS; step += 1) if (this.kinds[name].value(step) >= given * (1 - 1e-9)) return step;
-    return STEPS;
+  // To where the reader has put the slider.
+  move(name) {
+    const step = Number(this.inputs[name].value);
+    this.chosen[name] = step < STEPS ? this.kinds[name].value(step) : null;
+    this.tell(name);
+    this.onChange();
+  }
+
+  // Puts the slider where its limit lies, at the lowest step that allows as much; what all keep is no limit.
+  show(name) {
+    const chosen = this.chosen[name], { value } = this.kinds[name];
+    let step = chosen === null || chosen >= value(STEPS) ? STEPS : 0;
+    while (step < STEPS - 1 && value(step) < chosen * (1 - 1e-9)) step += 1;
+    this.inputs[name].value = String(step);
+    this.tell(name);
   }
 
   limit(name) {
-    const step = Number(this.inputs[name].value);
-    return step >= STEPS ? null : this.kinds[name].value(step);
+    return Number(this.inputs[name].value) < STEPS ? this.chosen[name] : null;
   }
 
   get values() {

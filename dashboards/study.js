@@ -1,7 +1,7 @@
 // The page of one study, live: figures, limits, trials, and what happened to the search.
 import { download, get, listen, post, remove } from "./api.js";
 import { announce, ask, busy, byId, confirmed, emptyBox, fill, h, notice, refill, table } from "./dom.js";
-import { best, judgedSplit, keeps, rowsOf } from "./facts.js";
+import { best, judgedSplit, keeps, lossOf, rowsOf } from "./facts.js";
 import { asTable, dimmed, filtered, paint, show, tint } from "./figures.js";
 import * as format from "./format.js";
 import { Limits } from "./limits.js";
@@ -71,11 +71,19 @@ async function fetchFigure(name) {
   const figure = await show(name, `${path}/figures/${name}${target}`, (made) => altered(name, made));
   if (!figure) return;
   figures.set(name, figure);
+  if (name === TRADE_OFFS[0]) tellBeyond(figure.layout.yaxis.range[1]);
   if (name === "importance") {
     const swapped = { data: figure.data.map((trace) => ({ ...trace, x: trace.y, y: trace.x })) };
     asTable("table-importance", swapped, ["Choice", "Variance explained alone, %"], { number: (v) => v.toFixed(1) });
   }
   wire(name);
+}
+
+// Points of the front that lose more than the figures show, `top` points at most.
+function tellBeyond(top) {
+  const beyond = state.rows.filter((row) => row.on_front && row.origin !== "baseline" && 100 * lossOf(row, "val") > top).length;
+  byId("beyond").hidden = beyond === 0;
+  byId("beyond").textContent = `${format.count(beyond, "point")} of the front ${beyond === 1 ? "loses" : "lose"} more than the figures show; the table has ${beyond === 1 ? "it" : "them"}, and a double click on a figure shows everything.`;
 }
 
 async function course() {
