@@ -38,7 +38,7 @@ from autocompress.study.prepare import Ancestor, Report, Task, each_second
 from autocompress.study.requests import Examination, Member, Request
 
 _ROUNDING_FROM, _CONTINUE_ROUNDING_FROM = 0.5, 0.2  # share of the training
-_CHECKED = 32  # samples on which the file is compared with torch
+_CHECKED = 64  # samples on which the file is compared with torch
 
 
 def evaluate(task: Task, request: Request, report: Report) -> TrialRecord:
