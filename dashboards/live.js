@@ -18,16 +18,25 @@ export class Refresher {
     this.timer = setTimeout(() => this.run(), this.rest);
   }
 
+  // Something ended: look without waiting out the rest.
+  hurry() {
+    this.rest = 0;
+    clearTimeout(this.timer);
+    this.timer = null;
+    this.ask();
+  }
+
   async run() {
     this.timer = null;
     this.again = false;
     this.busy = true;
+    this.rest = null;
     const start = performance.now();
     try {
       await this.look();
     } finally {
       this.busy = false;
-      this.rest = Math.max(SOONEST_MS, SHARE * (performance.now() - start));
+      this.rest ??= Math.max(SOONEST_MS, SHARE * (performance.now() - start)); // unless hurried meanwhile
     }
     if (this.again) this.ask();
   }

@@ -339,7 +339,8 @@ try {
       showSummary({ ...state.summary, ...summary });
       if (ended) notice(summary.state === "finished" ? "The search is finished. The most promising points were trained longer, timed afresh, and looked at on test data." : `The search ${ENDED[summary.state] ?? "has ended"}.${summary.best.length ? " What it found stays." : ""}`);
       tell(summary);
-      refresher.ask();
+      if (ended) refresher.hurry(); // the final stage has changed the front: a link to a point that left it leads nowhere useful
+      else refresher.ask();
     },
     deleted: () => {
       gone = true;

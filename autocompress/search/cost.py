@@ -23,6 +23,9 @@ _GRAPH_BYTES, _LAST = 6000.0, 50  # of a file before any was weighed; files that
 _NODE_BYTES = 120.0  # of the graph for a second factor
 _ZIPPED, _ZIPPED_SD, _ZIPPED_NOISE = 0.9, 0.05, 0.03  # of the weights' bytes that are left; of the file
 _WORD = {1: 64, 2: 32, 3: 21, 5: 12, 6: 10}  # integers in each 8 bytes
+# Of every bit width up to 32: bytes of one unit of storage, and the integers in it as a fraction.
+_UNIT = np.array([8.0 if bits in _WORD else 1.0 for bits in range(33)])
+_UNIT_HOLDS = np.array([(_WORD[bits], 1.0) if bits in _WORD else (8.0, bits) for bits in range(33)]).T
 
 
 class SizeModel:
@@ -103,11 +106,10 @@ def layer_bytes(
 
 
 def stored_bytes(count: Floats, bits: np.ndarray) -> Floats:
-    """Bytes that `count` weights take in the file: whole words of 8 bytes at 2 and 3 bits."""
-    plain: Floats = np.ceil(count * bits / 8)
-    for width, per_word in _WORD.items():
-        plain = np.where(bits == width, 8 * np.ceil(count / per_word), plain)
-    return plain
+    """Bytes that `count` weights take in the file: words of 8 bytes at 1, 2, 3, 5 and 6 bits, else single bytes."""
+    above, below = _UNIT_HOLDS[:, bits]
+    stored: Floats = _UNIT[bits] * np.ceil(count * below / above)
+    return stored
 
 
 def zipped_share(zeroed: Floats, bits: np.ndarray) -> Floats:

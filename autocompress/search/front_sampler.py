@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -69,16 +70,6 @@ class Reference:
     later: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """A trial with a measured metric: its plan, drop from 0, (size, latency) ratios, and units of training."""
-
-    plan: Candidates
-    drop: float
-    cheap: tuple[float, float]
-    training: float
-
-
 class FrontSampler(BaseSampler):
     """Expected hypervolume gain over plans from a solver.
 
@@ -108,6 +99,8 @@ class FrontSampler(BaseSampler):
         self._constraints = constraints or Constraints()
         self._options = Options(space)
         self._solver = Solver(self._options)
+        shaped = int((self._options.feeds > 0).sum()) + len(self._options.channels)
+        self._pairs = max(1, shaped) * self._options.widths.shape[-1]
         self._size = SizeModel(self._options, zipped="compressed" in reference.objectives)
         self._latency = LatencyModel(self._options, noise=reference.latency_noise)
         tables = (sensitivity or Sensitivity()).tables(self._options)
@@ -120,7 +113,7 @@ class FrontSampler(BaseSampler):
         self._random = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
         self._learned = 0
-        self._trained: list[Trained] = []
+        self._front, self._parents = np.zeros((0, 3)), self._options.encode([])
         self._trainings: list[float] = []
         self._seen: set[bytes] = set()
 
@@ -132,8 +125,8 @@ class FrontSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A value for every raw parameter; what is believed of the plan is kept as a system attribute."""
-        self._learn(study)
         with self._threads.limit(limits=1, user_api="blas"):
+            self._learn(study)
             params, belief = self.propose()
         study._storage.set_trial_system_attr(trial._trial_id, BELIEF, belief)
         return {name: value for name, value in params.items() if name in search_space}
@@ -143,13 +136,11 @@ class FrontSampler(BaseSampler):
 
         The gain is that after the last stage, `drop` and `sd` are those of the trial itself.
         """
-        trained, usual = self._front(), self._usual_training()
-        best_so_far = np.flatnonzero(non_dominated(trained))
-        front = trained[best_so_far]
-        pool, sources = self._pool([self._trained[i].plan for i in best_so_far])
+        usual = self._usual_training()
+        pool, sources = self._pool()
         mean, sd = self._damage.predict(pool, training=usual + self._reference.later)
         cheap = self._cheap(pool)
-        gains = expected_gain(mean, sd, cheap, front) * self._allowed(mean, sd, cheap)
+        gains = expected_gain(mean, sd, cheap, self._front) * self._allowed(mean, sd, cheap)
         gains[[key in self._seen for key in _keys(self._options, pool)]] = -1.0
         best = int(gains.argmax())
         (drop,), (spread,) = self._damage.predict(pool.take(np.array([best])), training=usual)
@@ -194,23 +185,23 @@ class FrontSampler(BaseSampler):
             (size or 0.0) / self._reference.size_bytes,
             (latency or 0.0) / self._reference.latency_ms,
         )
-        units = 0.0
+        longer = 1.0
         if plan.trains:
             units = float(trial.user_attrs.get("trained_s") or self._reference.train_s) / self._reference.train_s
             self._trainings.append(max(1.0, units))
             self._damage.observe(one, drop, training=units, noise=self._reference.noise)
-        self._trained.append(Trained(plan=one, drop=max(0.0, drop), cheap=ratios, training=units))
+            longer += self._reference.later / max(units, 1e-9)
+        self._enter(one, (max(0.0, drop) * training_factor(longer), *ratios))
 
-    def _front(self) -> Floats:
-        """(drop, size ratio, latency ratio) of all trained trials as the last stage would leave them, [n, 3]."""
-        rows = np.array([(t.drop, *t.cheap, t.training) for t in self._trained]).reshape(-1, 4)
-        longer = np.where(rows[:, 3] > 0, 1 + self._reference.later / np.maximum(rows[:, 3], 1e-9), 1.0)
-        rows[:, 0] *= training_factor(longer)
-        return rows[:, :3]
+    def _enter(self, plan: Candidates, point: tuple[float, float, float]) -> None:
+        """Add (drop, size ratio, latency ratio) as the last stage would leave them; what they beat goes."""
+        points = np.vstack([self._front, point])
+        stays = non_dominated(points)
+        self._front, self._parents = points[stays], stack([self._parents, plan]).take(np.flatnonzero(stays))
 
     def _usual_training(self) -> float:
         """Training that a proposal will have had, its parents' included: as much as the last ones."""
-        return float(np.mean(self._trainings[-_RECENT:])) if self._trainings else 1.0
+        return fmean(self._trainings[-_RECENT:]) if self._trainings else 1.0
 
     def _plan_of(self, trial: FrozenTrial) -> CompressionPlan | None:
         if "plan" in trial.user_attrs:
@@ -224,19 +215,18 @@ class FrontSampler(BaseSampler):
 
     # -- proposing
 
-    def _pool(self, parents: list[Candidates]) -> tuple[Candidates, list[str]]:
+    def _pool(self) -> tuple[Candidates, list[str]]:
         parts = [self._drawn() if "solver" in self._without else self._solved()]
         sources = ["random dials" if "solver" in self._without else "solver"] * len(parts[0])
-        if parents:
-            mutated = self._mutated(parents)
+        if len(self._parents):
+            mutated = self._mutated()
             parts.append(mutated)
             sources += ["change of a trained plan"] * len(mutated)
         return stack(parts), sources
 
     def _solved(self) -> Candidates:
         options, draw = self._options, self._random
-        pairs = max(1, int((options.feeds > 0).sum()) + len(options.channels)) * options.widths.shape[-1]
-        count = int(np.clip(_PAIRS // pairs, 2, _SOLVED))
+        count = max(2, min(_PAIRS // self._pairs, _SOLVED))
         kinds = options.activations[np.arange(count) % len(options.activations)]
         known = {kind: self._latency.layer_shares(kind) for kind in set(kinds.tolist())}
         shares = [known[kind] for kind in kinds.tolist()]
@@ -270,16 +260,13 @@ class FrontSampler(BaseSampler):
             return parameter.choices[self._random.integers(len(parameter.choices))]
         return self._random.uniform(parameter.low, parameter.high)
 
-    def _mutated(self, parents: list[Candidates]) -> Candidates:
+    def _mutated(self) -> Candidates:
         """Plans of the front with one width, the bits or rank of one layer, or the activations changed."""
-        found = []
-        for _ in range(_MUTATED):
-            one = parents[self._random.integers(len(parents))]
-            changed = one.take(np.array([0]))  # a copy
+        changed = self._parents.take(self._random.integers(len(self._parents), size=_MUTATED))
+        for row in range(_MUTATED):
             for _ in range(self._random.integers(1, 4)):
-                self._change_(changed)
-            found.append(changed)
-        return stack(found)
+                self._change_(changed.take(slice(row, row + 1)))  # a view
+        return changed
 
     def _change_(self, one: Candidates) -> None:
         options, draw = self._options, self._random

@@ -125,10 +125,10 @@ class Options:
         """Plans as options; a bit width that is not searched becomes the next wider one."""
         width, bits, rank = [], [], []
         for plan in plans:
-            kept = [width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in self.facts.groups]
-            width.append([int(np.argmin(np.abs(self.widths[i] - w))) for i, w in enumerate(kept)])
-            asked = [plan.weight_bits.get(n.name, 32) for n in self.facts.layers]
-            bits.append([max((i for i, b in enumerate(self.bits) if b >= a), default=0) for a in asked])
+            kept = np.array([width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in self.facts.groups], np.int64)
+            width.append(np.abs(self.widths - kept[:, None]).argmin(1))
+            asked = np.array([plan.weight_bits.get(n.name, 32) for n in self.facts.layers], np.int64)
+            bits.append(np.maximum((self.bits >= asked[:, None]).sum(1) - 1, 0))
             if self.factors:
                 saved = np.array([plan.rank_ratio.get(n.name, 0.0) for n in self.facts.layers])
                 rank.append(np.abs(self.ratios - saved[:, None]).argmin(1))
@@ -137,20 +137,21 @@ class Options:
             width=np.array(width, np.int64).reshape(count, len(self.facts.groups)),
             bits=np.array(bits, np.int64).reshape(count, len(self.facts.layers)),
             activations=np.array([ACTIVATIONS.index(p.activations) for p in plans], np.int64),
-            removed=np.array([[b in p.removed_blocks for b in self.blocks] for p in plans], bool).reshape(count, -1),
+            removed=np.array([[b in p.removed_blocks for b in self.blocks] for p in plans], bool).reshape(
+                count, len(self.blocks)
+            ),
             zeroed=np.array([p.sparsity for p in plans], float),
             rank=np.array(rank, np.int64).reshape(count, len(self.facts.layers) if self.factors else 0),
         )
 
     def params(self, candidates: Candidates, row: int) -> dict[str, object]:
         """Raw parameters of one plan, without the settings of the recovery."""
-        kept = self.widths[np.arange(len(self.channels)), candidates.width[row]]
+        kept = self.widths[np.arange(len(self.channels)), candidates.width[row]].tolist()
+        bits = self.bits[candidates.bits[row]].tolist()
         found: dict[str, object] = {
-            f"prune_ratio/{g.name}": 1 - int(kept[i]) / g.channels for i, g in enumerate(self.facts.groups)
+            f"prune_ratio/{g.name}": 1 - w / g.channels for g, w in zip(self.facts.groups, kept, strict=True)
         }
-        found |= {
-            f"weight_bits/{n.name}": int(self.bits[candidates.bits[row, i]]) for i, n in enumerate(self.facts.layers)
-        }
+        found |= {f"weight_bits/{n.name}": b for n, b in zip(self.facts.layers, bits, strict=True)}
         if self.factors:
             found |= {
                 f"rank_ratio/{n.name}": float(self.ratios[candidates.rank[row, i]])
@@ -176,7 +177,7 @@ class Options:
     def shapes(self, width: Ints) -> tuple[Floats, Floats]:
         """(outputs, inputs per output) of every layer, each [n, layers], for width options [n, groups]."""
         kept = self.widths[np.arange(len(self.channels)), width].astype(float)
-        outputs = np.tile(self.out_dense, (len(width), 1))
+        outputs = np.broadcast_to(self.out_dense, (len(width), len(self.out_dense))).copy()
         outputs[:, self._grouped] = kept[:, self._their_groups]
         inputs = self.in_dense - (self.channels - kept) @ self.feeds.T
         return outputs, np.maximum(inputs, 1.0)

@@ -47,7 +47,6 @@ class Solver:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._layer_bits = options.bits.astype(float)
         self._classes = [_Touched(options, groups) for groups in independent_groups(options)]
 
     def solve(self, prices: Prices) -> Candidates:
@@ -66,16 +65,19 @@ class Solver:
         return stack([whole, shorter]).take(np.where(better, rows + len(whole), rows))
 
     def _descend(self, prices: Prices, removed: Flags) -> Candidates:
-        count, layers = len(prices.size), len(self._options.taps)
-        width = np.zeros((count, len(self._options.channels)), np.int64)
-        rank = np.zeros((count, layers if self._options.factors else 0), np.int64)
-        bits = self._best_bits(prices, width, rank)
+        options, count, layers = self._options, len(prices.size), len(self._options.taps)
+        width = np.zeros((count, len(options.channels)), np.int64)
+        rank = np.zeros((count, layers if options.factors else 0), np.int64)
+        shapes = options.shapes(width)
+        bits = self._best_bits(prices, shapes, rank)
+        left = options.layers_left(removed), options.groups_left(removed)
         for _ in range(_SWEEPS):
             before = width.copy(), rank
             for touched in self._classes:
-                width[:, touched.groups] = self._best_widths(prices, touched, width, bits, rank, removed)
-            rank = self._best_ranks(prices, width, bits) if self._options.factors else rank
-            bits = self._best_bits(prices, width, rank)
+                width[:, touched.groups] = self._best_widths(prices, touched, width, shapes, bits, rank, left)
+                shapes = options.shapes(width)
+            rank = self._best_ranks(prices, shapes, bits) if options.factors else rank
+            bits = self._best_bits(prices, shapes, rank)
             if np.array_equal(before[0], width) and np.array_equal(before[1], rank):
                 break
         return Candidates(
@@ -98,66 +100,78 @@ class Solver:
             per_layer = per_layer + prices.rank[layers, candidates.rank]
         damage = prices.width[groups, candidates.width], per_layer
         outputs, inputs = options.shapes(candidates.width)
-        bits, rank = self._layer_bits[candidates.bits], options.kept_ranks(candidates.rank, outputs, inputs)
+        bits, rank = self._options.bits[candidates.bits], options.kept_ranks(candidates.rank, outputs, inputs)
         size = sum(layer_bytes(options, outputs, inputs, bits, rank))
         multiplied, moved = work_of(options, outputs, inputs, rank)
         time = prices.multiply * multiplied + prices.move * moved
         price: Floats = prices.size[:, None] * size + prices.latency[:, None] * time
         return damage, price
 
-    def _best_ranks(self, prices: Prices, width: Ints, bits: Ints) -> Ints:
-        """The share that is saved of every layer, given widths and bits, [n, layers]."""
+    def _best_ranks(self, prices: Prices, shapes: tuple[Floats, Floats], bits: Ints) -> Ints:
+        """The share that is saved of every layer, given outputs, inputs and bits, [n, layers]."""
         options = self._options
-        outputs, inputs = (shape[..., None] for shape in options.shapes(width))  # [n, layers, 1]
+        outputs, inputs = (shape[..., None] for shape in shapes)  # [n, layers, 1]
         every = np.arange(len(options.taps))
         rank = options.kept_ranks(np.arange(len(options.ratios)), outputs, inputs, every)
-        size = sum(layer_bytes(options, outputs, inputs, self._layer_bits[bits][..., None], rank, every))
+        size = sum(layer_bytes(options, outputs, inputs, self._options.bits[bits][..., None], rank, every))
         multiplied, moved = work_of(options, outputs, inputs, rank, every)
         time = prices.multiply[..., None] * multiplied + prices.move[..., None] * moved
         price = prices.size[:, None, None] * size + prices.latency[:, None, None] * time
         best: Ints = (prices.rank[None] + price).argmin(2)
         return best
 
-    def _best_bits(self, prices: Prices, width: Ints, rank: Ints) -> Ints:
-        outputs, inputs = self._options.shapes(width)
+    def _best_bits(self, prices: Prices, shapes: tuple[Floats, Floats], rank: Ints) -> Ints:
+        outputs, inputs = shapes
         weights = outputs * inputs * self._options.taps
         if (kept := self._options.kept_ranks(rank, outputs, inputs)) is not None:
             first = self._options.first_taps
             weights = np.where(kept > 0, kept * (inputs * first + outputs * self._options.taps / first), weights)
-        stored = stored_bytes(weights[..., None], self._layer_bits)  # [n, layers, options]
+        stored = stored_bytes(weights[..., None], self._options.bits)  # [n, layers, options]
         price = prices.bits[None] + prices.size[:, None, None] * stored
-        price = np.where(np.arange(len(self._layer_bits)) < prices.least_bits[:, None, None], np.inf, price)
+        price = np.where(np.arange(len(self._options.bits)) < prices.least_bits[:, None, None], np.inf, price)
         best: Ints = price.argmin(2)
         return best
 
     def _best_widths(
-        self, prices: Prices, touched: _Touched, width: Ints, bits: Ints, rank: Ints, removed: Flags
+        self,
+        prices: Prices,
+        touched: _Touched,
+        width: Ints,
+        shapes: tuple[Floats, Floats],
+        bits: Ints,
+        rank: Ints,
+        left: tuple[Floats, Floats],
     ) -> Ints:
-        options, layer, group = self._options, touched.layer, touched.group
-        outputs, inputs = options.shapes(width)
-        now = options.widths[group, width[:, group]].astype(float)  # [n, pairs]
-        asked = options.widths[group].astype(float)[None]  # [1, pairs, options]
-        own = touched.is_output[None, :, None]
-        out = np.where(own, asked, outputs[:, layer, None])
-        into = np.maximum(inputs[:, layer, None] + touched.feeds[:, None] * (asked - now[..., None]), 1.0)
-        width_bits = self._layer_bits[bits[:, layer]][..., None]
-        size = out * into * options.taps[layer][:, None] * width_bits / 8 + 4 * out * (1 + (width_bits <= 8))
+        """Options of the groups of `touched`, [n, groups]; arrays in here are [n, pairs] or [n, pairs, options]."""
+        options, layer = self._options, touched.layer
+        layers_left, groups_left = left[0][:, layer], left[1][:, touched.groups]
+        outputs, inputs = (shape[:, layer] for shape in shapes)
+        now = options.widths[touched.group, width[:, touched.group]]
+        out = (outputs * ~touched.is_output)[..., None] + touched.outputs
+        into = np.maximum((inputs - touched.feeds * now)[..., None] + touched.inputs, 1.0)
+        widest = options.bits[bits[:, layer]]
         kept = options.kept_ranks(rank[:, layer, None], out, into, layer) if options.factors else None
-        if kept is not None:
-            apart = sum(layer_bytes(options, out, into, width_bits, kept, layer))
-            size = np.where(kept > 0, apart, size)
+        worth = prices.size[:, None] * layers_left
+        if kept is None:  # bytes without the rounding to whole words: the same choice, in half the time
+            per_weight, per_output = worth * options.taps[layer] * widest / 8, worth * 4 * (1 + (widest <= 8))
+            price = out * (into * per_weight[..., None] + per_output[..., None])
+        else:
+            price = worth[..., None] * sum(layer_bytes(options, out, into, widest[..., None], kept, layer))
         multiplied, moved = work_of(options, out, into, kept, layer)
-        time = prices.multiply[:, layer, None] * multiplied + prices.move[:, layer, None] * moved
-        price = prices.size[:, None, None] * size + prices.latency[:, None, None] * time
-        price = price * options.layers_left(removed)[:, layer, None]
-        damage = prices.width[touched.groups] * options.groups_left(removed)[:, touched.groups, None]
-        total = np.add.reduceat(price, touched.starts, axis=1) + damage
+        worth = prices.latency[:, None] * layers_left
+        price += (worth * prices.multiply[:, layer])[..., None] * multiplied
+        price += (worth * prices.move[:, layer])[..., None] * moved
+        total = np.add.reduceat(price, touched.starts, axis=1) + groups_left[..., None] * prices.width[touched.groups]
         best: Ints = np.where(options.allowed[touched.groups], total, np.inf).argmin(2)
         return best
 
 
 class _Touched:
-    """The layers that a set of groups shapes, as (layer, group) pairs sorted by group."""
+    """The layers that a set of groups shapes, as (layer, group) pairs sorted by group.
+
+    Attributes:
+        outputs, inputs: [pairs, options] what a width of the group brings to the layer's outputs and inputs.
+    """
 
     def __init__(self, options: Options, groups: list[int]) -> None:
         pairs = [(g, n) for g in groups for n in _layers_of(options, g)]
@@ -167,6 +181,8 @@ class _Touched:
         self.starts = np.searchsorted(self.group, self.groups)
         self.is_output = options.out_group[self.layer] == self.group
         self.feeds = options.feeds[self.layer, self.group]
+        asked = options.widths[self.group].astype(float)
+        self.outputs, self.inputs = self.is_output[:, None] * asked, self.feeds[:, None] * asked
 
 
 def independent_groups(options: Options) -> list[list[int]]:

@@ -39,7 +39,7 @@ class LinearBelief:
         direction = self.covariance @ x
         spread = float(x @ direction) + noise**2
         self.mean += direction * ((y - float(x @ self.mean)) / spread)
-        self.covariance -= np.outer(direction, direction) / spread
+        self.covariance -= np.outer(direction, direction / spread)
 
     def mean_of(self, x: Floats) -> Floats:
         """Expected y of rows [n, dimensions], [n]."""
