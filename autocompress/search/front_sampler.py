@@ -100,7 +100,7 @@ class FrontSampler(BaseSampler):
         self._options = Options(space)
         self._solver = Solver(self._options)
         shaped = int((self._options.feeds > 0).sum()) + len(self._options.channels)
-        self._pairs = max(1, shaped) * self._options.widths.shape[-1]
+        self._pairs = max(1, shaped) * self._options.widths.shape[-1] * (2 if self._options.factors else 1)
         self._size = SizeModel(self._options, zipped="compressed" in reference.objectives)
         self._latency = LatencyModel(self._options, noise=reference.latency_noise)
         tables = (sensitivity or Sensitivity()).tables(self._options)

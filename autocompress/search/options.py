@@ -82,7 +82,7 @@ class Options:
         out_group: [layers] index of the group of the outputs, -1 if they are fixed.
         out_dense, in_dense, taps, positions: [layers] of the dense network; taps is kernel height x width.
         feeds: [layers, groups] input channels that go with one channel of a group.
-        layers_of, groups_of: [blocks, layers] and [blocks, groups], True for what goes with a block.
+        layers_of, groups_of: [blocks, layers] and [blocks, groups], 1 for what goes with a block.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -118,8 +118,8 @@ class Options:
                     self.feeds[row, index[name]] = channels
         blocks = facts.blocks if space.config.remove_blocks else ()
         self.blocks = tuple(b.name for b in blocks)
-        self.layers_of: Flags = _members(blocks, [n.name for n in layers], "layers")
-        self.groups_of: Flags = _members(blocks, [g.name for g in facts.groups], "groups")
+        self.layers_of: Floats = _members(blocks, [n.name for n in layers], "layers")
+        self.groups_of: Floats = _members(blocks, [g.name for g in facts.groups], "groups")
 
     def encode(self, plans: Sequence[CompressionPlan]) -> Candidates:
         """Plans as options; a bit width that is not searched becomes the next wider one."""
@@ -166,12 +166,12 @@ class Options:
 
     def layers_left(self, removed: Flags) -> Floats:
         """1 for every layer that is still there, 0 for the others, [n, layers]."""
-        left: Floats = 1.0 - (removed @ self.layers_of).astype(float)
+        left: Floats = 1.0 - np.minimum(removed @ self.layers_of, 1.0)
         return left
 
     def groups_left(self, removed: Flags) -> Floats:
         """The same for groups, [n, groups]."""
-        left: Floats = 1.0 - (removed @ self.groups_of).astype(float)
+        left: Floats = 1.0 - np.minimum(removed @ self.groups_of, 1.0)
         return left
 
     def shapes(self, width: Ints) -> tuple[Floats, Floats]:
@@ -197,9 +197,9 @@ class Options:
         return kept_rank(outputs, inputs, taps=taps, first_taps=first, places=places, ratio=self.ratios[rank])
 
 
-def _members(blocks: Sequence[BlockFacts], names: Sequence[str], what: str) -> Flags:
+def _members(blocks: Sequence[BlockFacts], names: Sequence[str], what: str) -> Floats:
     rows = [[name in getattr(block, what) for name in names] for block in blocks]
-    return np.array(rows, bool).reshape(len(blocks), len(names))
+    return np.array(rows, float).reshape(len(blocks), len(names))
 
 
 def _widths(channels: int, granule: int, most_pruned: float) -> list[int]:
