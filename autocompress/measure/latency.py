@@ -2,8 +2,9 @@
 
 Run as `python -m autocompress.measure.latency`: one JSON request a line on stdin, one JSON answer a
 line on stdout. The two files are run in turn, block by block, so whatever slows the machine slows
-both; the result is the median over blocks of their ratio, with a bootstrap interval. A file whose time depends
-on its input is run on a stream of samples instead of one: the result is then the mean over the stream.
+both; the result is the median over blocks of their ratio, with a bootstrap interval. A run during which another process
+had the core does not count: that happens to the slower file more often. A file whose time depends on its input is run
+on a stream of samples instead of one: the result is then the mean over the stream.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from autocompress.measure.runtime import Runner, input_arrays, open_artifact
+
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None  # type: ignore[assignment]
 
 SECONDS = 0.3
 MIN_BLOCKS = 20
@@ -140,7 +147,7 @@ def _attempt(
     end = time.perf_counter() + seconds
     while len(times) < MIN_BLOCKS or time.perf_counter() < end:
         pair = (baseline, candidate) if len(times) % 2 else (candidate, baseline)
-        took = [_block_s(runner, inputs, block) for runner in pair]
+        took = [_run_s(runner, inputs, block) for runner in pair]
         times.append((took[0], took[1]) if len(times) % 2 else (took[1], took[0]))
     seconds_each = np.array(times)  # [blocks, (baseline, candidate)]
     ratios = seconds_each[:, 1] / seconds_each[:, 0]
@@ -148,17 +155,30 @@ def _attempt(
     return RatioTiming(
         ratio=float(np.median(ratios)),
         ratio_ci=bootstrap_median(ratios),
-        baseline_ms=float(np.median(own)) * 1e3 / block,
+        baseline_ms=float(np.median(own)) * 1e3,
         blocks=len(times),
         contended=bool(np.median(own) / np.percentile(own, 10) > _CONTENDED),
     )
 
 
-def _block_s(runner: Runner, inputs: Sequence[np.ndarray], block: int) -> float:
-    start = time.perf_counter()
+def _run_s(runner: Runner, inputs: Sequence[np.ndarray], block: int) -> float:
+    """Mean seconds of a run over a block: of those that had the core to themselves, or of all if none had."""
+    every, alone = [], []
+    before = _preemptions()
     for _ in range(block):
+        start = time.perf_counter()
         runner(inputs)
-    return time.perf_counter() - start
+        every.append(time.perf_counter() - start)
+        now = _preemptions()
+        if now == before:
+            alone.append(every[-1])
+        before = now
+    return fmean(alone or every)
+
+
+def _preemptions() -> int:
+    """How often this process has lost its core to another one; 0 where the system does not tell."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def _warm_up(runner: Runner, inputs: Sequence[np.ndarray]) -> None:
@@ -169,7 +189,7 @@ def _warm_up(runner: Runner, inputs: Sequence[np.ndarray]) -> None:
 
 def _runs_per_block(runner: Runner, inputs: Sequence[np.ndarray]) -> int:
     runner(inputs)
-    took = min(_block_s(runner, inputs, 1) for _ in range(3))
+    took = min(_run_s(runner, inputs, 1) for _ in range(3))
     return 10 if took < 0.002 else 2 if took < 0.05 else 1
 
 

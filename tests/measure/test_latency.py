@@ -64,6 +64,40 @@ def test_a_machine_that_slows_down_slows_both_and_the_ratio_stays(fake):
     assert timing.ratio == pytest.approx(0.5, rel=0.02)
 
 
+def test_runs_that_lost_their_core_do_not_count(fake, monkeypatch):
+    """Another process takes 3 ms in every third run of the baseline, which is long, and in none of the candidate's."""
+    lost = Preempted(monkeypatch, lambda runs: runs % 3 == 0)
+    timing = time_against(lost.runner(fake, "b", 0.001), fake.runner("c", 0.0005), [], seconds=0.5)
+    assert lost.count > 0
+    assert timing.ratio == pytest.approx(0.5)
+    assert timing.ratio_ci == pytest.approx((0.5, 0.5))
+    assert timing.baseline_ms == pytest.approx(1.0)
+    assert not timing.contended
+
+
+def test_where_no_run_had_the_core_alone_all_count(fake, monkeypatch):
+    lost = Preempted(monkeypatch, lambda runs: True)
+    timing = time_against(lost.runner(fake, "b", 0.001), fake.runner("c", 0.0005), [], seconds=0.5)
+    assert timing.ratio == pytest.approx(0.5 / 4)
+
+
+class Preempted:
+    """Counts how often runs lost their core to a process that then keeps it for 3 ms."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, when) -> None:
+        self.count, self.runs, self.when = 0, 0, when
+        monkeypatch.setattr(latency, "_preemptions", lambda: self.count)
+
+    def runner(self, fake: FakeTime, name: str, took: float):
+        def time_taken(_now: float) -> float:
+            self.runs += 1
+            lost = self.when(self.runs)
+            self.count += lost
+            return took + 0.003 * lost
+
+        return fake.runner(name, time_taken)
+
+
 def test_a_contended_core_is_measured_once_more_and_said_so_if_it_stays(fake):
     def noisy(base: float):
         return lambda now: base * (3 if len(fake.log) // 20 % 4 else 1)
