@@ -80,7 +80,6 @@ def expected_gain(mean: ArrayLike, sd: ArrayLike, cheap: ArrayLike, front: Array
     """
     means, sds = np.asarray(mean, float), np.asarray(sd, float)
     inside = _inside(front)
-    inside = inside[non_dominated(inside)] if len(inside) else inside  # what is dominated covers nothing of its own
     inside = inside[np.argsort(inside[:, 0], kind="stable")] / _CORNER
     levels = np.concatenate([[0.0], inside[:, 0], [1.0]]) * _CORNER[0]
     chances = _chance_integral(levels[None], means[:, None], sds[:, None])  # [n, m + 2]

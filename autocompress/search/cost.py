@@ -13,19 +13,20 @@ from autocompress.search.options import Candidates, Floats, Ints, Options
 from autocompress.search.surrogate import LinearBelief
 
 LANES = 8  # channels that cost as much as one; what a vector unit takes at once
-_DEPTHWISE = 4.0  # a depthwise multiply-accumulate costs about this many dense ones
+DEPTHWISE = 4.0  # a depthwise multiply-accumulate costs about this many dense ones
 _SHARES = np.array([0.3, 0.5, 0.2])  # of the dense network's time at first believed: fixed, multiplying, moving
 _SHARES_SD = np.array([0.3, 0.4, 0.2])
 _INT8_SPEED = 0.7  # time in integers over time in float, before any was timed
 _OWN_WAY = 0.5  # sd of a layer's share, relative to what the work says
 _MISFIT = 0.015  # of a ratio, relative: what a sum over layers cannot tell
 _GRAPH_BYTES, _LAST = 6000.0, 50  # of a file before any was weighed; files that the mean is taken over
-_NODE_BYTES = 120.0  # of the graph for a second factor
+NODE_BYTES = 120.0  # of the graph for a second factor
 _ZIPPED, _ZIPPED_SD, _ZIPPED_NOISE = 0.9, 0.05, 0.03  # of the weights' bytes that are left; of the file
 _WORD = {1: 64, 2: 32, 3: 21, 5: 12, 6: 10}  # integers in each 8 bytes
 # Of every bit width up to 32: bytes of one unit of storage, and the integers in it as a fraction.
 _UNIT = np.array([8.0 if bits in _WORD else 1.0 for bits in range(33)])
 _UNIT_HOLDS = np.array([(_WORD[bits], 1.0) if bits in _WORD else (8.0, bits) for bits in range(33)]).T
+PER_WEIGHT = _UNIT * _UNIT_HOLDS[1] / _UNIT_HOLDS[0]  # bytes that one of many weights takes, of every bit width
 
 
 class SizeModel:
@@ -68,14 +69,11 @@ class SizeModel:
         return np.concatenate([self._weights(candidates)[:, None], columns], axis=1)
 
     def _weights(self, candidates: Candidates) -> Floats:
-        outputs, inputs = self._options.shapes(candidates.width)
-        bits = self._options.bits[candidates.bits]
-        rank = self._options.kept_ranks(candidates.rank, outputs, inputs)
-        weights, rest = layer_bytes(self._options, outputs, inputs, bits, rank)
+        bits, at = self._options.bits[candidates.bits], self._options.layout(candidates)
+        weights, rest = layer_bytes(self._options, at.outputs, at.inputs, bits, at.kept)
         if self._zipped:
             weights = weights * zipped_share(candidates.zeroed[:, None], bits)
-        left = self._options.layers_left(candidates.removed)
-        total: Floats = (left * (weights + rest)).sum(1)
+        total: Floats = (at.layers_left * (weights + rest)).sum(1)
         return total
 
     def _any(self) -> list[float]:
@@ -83,12 +81,7 @@ class SizeModel:
 
 
 def layer_bytes(
-    options: Options,
-    outputs: Floats,
-    inputs: Floats,
-    bits: np.ndarray,
-    rank: Floats | None = None,
-    layers: Ints | None = None,
+    options: Options, outputs: Floats, inputs: Floats, bits: np.ndarray, rank: Floats | None = None
 ) -> tuple[Floats, Floats]:
     """(bytes of the weights, of bias and scales and of the node that a factor adds), shaped as `outputs`.
 
@@ -96,13 +89,22 @@ def layer_bytes(
         rank: directions kept by layers that are two factors, 0 for whole ones.
     """
     taps, first = options.taps, options.first_taps
-    if layers is not None:
-        taps, first = taps[layers][:, None], first[layers][:, None]
-    weights, rest = stored_bytes(outputs * inputs * taps, bits), 4 * outputs * (1 + (bits <= 8))
+    whole, rest = outputs * inputs * taps, 4 * outputs * (1 + (bits <= 8))
     if rank is None:
-        return weights, rest
-    apart = stored_bytes(rank * inputs * first, bits) + stored_bytes(rank * outputs * (taps / first), bits)
-    return np.where(rank > 0, apart, weights), rest + 4 * rank * (bits <= 8) + _NODE_BYTES * (rank > 0)
+        return stored_bytes(whole, bits), rest
+    weights, *factors = stored_bytes(np.stack([whole, rank * inputs * first, rank * outputs * (taps / first)]), bits)
+    apart = factors[0] + factors[1]
+    return np.where(rank > 0, apart, weights), rest + 4 * rank * (bits <= 8) + NODE_BYTES * (rank > 0)
+
+
+def weights_of(options: Options, outputs: Floats, inputs: Floats, rank: Floats | None, layers: Ints | slice) -> Floats:
+    """Weights that some layers hold, shaped [n, len(layers), options] as `outputs`, `inputs` and `rank` broadcast."""
+    taps = options.taps[layers][:, None]
+    whole: Floats = outputs * inputs * taps
+    if rank is None:
+        return whole
+    first = options.first_taps[layers][:, None]
+    return np.where(rank > 0, rank * (inputs * first + outputs * (taps / first)), whole)
 
 
 def stored_bytes(count: Floats, bits: np.ndarray) -> Floats:
@@ -173,7 +175,7 @@ class LatencyModel:
 
     def _features(self, candidates: Candidates) -> Floats:
         """1, both kinds of work in units of the dense network's, and the same for each layer, [n, 3 + 2 layers]."""
-        left = np.tile(self._options.layers_left(candidates.removed), 2)
+        left = np.tile(self._options.layout(candidates).layers_left, 2)
         work = np.concatenate(layer_work(self._options, candidates), axis=1)
         parts = left * work / np.maximum(self._dense, 1e-12)
         weighted = parts * self._shares
@@ -183,12 +185,12 @@ class LatencyModel:
 
 def layer_work(options: Options, candidates: Candidates) -> tuple[Floats, Floats]:
     """What `LatencyModel.layer_shares` is a price of, each [n, layers]."""
-    outputs, inputs = options.shapes(candidates.width)
-    return work_of(options, outputs, inputs, options.kept_ranks(candidates.rank, outputs, inputs))
+    at = options.layout(candidates)
+    return work_of(options, at.outputs, at.inputs, at.kept)
 
 
 def work_of(
-    options: Options, outputs: Floats, inputs: Floats, rank: Floats | None = None, layers: Ints | None = None
+    options: Options, outputs: Floats, inputs: Floats, rank: Floats | None = None, layers: Ints | slice | None = None
 ) -> tuple[Floats, Floats]:
     """(multiply-accumulates, elements written) with channels rounded up to whole vectors, shaped as `outputs`.
 
@@ -197,17 +199,17 @@ def work_of(
         rank: directions kept by layers that are two factors, 0 for whole ones.
     """
     places, taps, alone = options.positions, options.taps, options.depthwise
-    first, more = options.first_taps, options.places
+    first, more = options.first_taps, np.where(options.factored, options.places, 0.0)  # infinite for the others
     if layers is not None:
         places, taps, alone, first, more = (v[layers][:, None] for v in (places, taps, alone, first, more))
     width = in_vectors(outputs)
-    multiplied = places * taps * np.where(alone, _DEPTHWISE, in_vectors(inputs, 4)) * width
+    multiplied = places * taps * np.where(alone, DEPTHWISE, in_vectors(inputs, 4)) * width
     moved = places * width
     if rank is None:
         return multiplied, moved
-    narrow, more = in_vectors(rank), np.where(rank > 0, more, 0.0)  # places are infinite where there are no factors
-    before, behind = more * first * in_vectors(inputs, 4) * narrow, taps / first * in_vectors(rank, 4) * width
-    return np.where(rank > 0, places * (before + behind), multiplied), moved + places * more * narrow
+    written = more * in_vectors(rank)  # by the first factor, per place
+    products = first * in_vectors(inputs, 4) * written + taps / first * rank * width  # ranks are multiples of 4
+    return np.where(rank > 0, places * products, multiplied), moved + places * written
 
 
 def in_vectors(channels: Floats, lanes: int = LANES) -> Floats:

@@ -21,7 +21,6 @@ from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController
 
 from autocompress.front.hypervolume import Direction, expected_gain, metric_drop
-from autocompress.front.pareto import non_dominated
 from autocompress.plan import ACTIVATIONS, CompressionPlan
 from autocompress.search.cost import LatencyModel, SizeModel
 from autocompress.search.options import Candidates, Floats, Options, stack
@@ -29,7 +28,7 @@ from autocompress.search.ranges import distributions
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Prices, Solver
 from autocompress.search.stopping import Constraints
-from autocompress.search.surrogate import DamageModel, training_factor
+from autocompress.search.surrogate import DamageModel, after_training, training_factor
 from autocompress.space.search_space import Parameter, SearchSpace
 
 BELIEF = "autocompress:belief"
@@ -98,6 +97,8 @@ class FrontSampler(BaseSampler):
         self._space, self._reference, self._without = space, reference, without
         self._constraints = constraints or Constraints()
         self._options = Options(space)
+        self._narrowest = (self._options.allowed.sum(1) - 1).tolist()
+        self._factored = np.flatnonzero(self._options.factored).tolist()
         self._solver = Solver(self._options)
         shaped = int((self._options.feeds > 0).sum()) + len(self._options.channels)
         self._pairs = max(1, shaped) * self._options.widths.shape[-1] * (2 if self._options.factors else 1)
@@ -138,14 +139,15 @@ class FrontSampler(BaseSampler):
         """
         usual = self._usual_training()
         pool, sources = self._pool()
-        mean, sd = self._damage.predict(pool, training=usual + self._reference.later)
+        parts = self._damage.sum_of_parts(pool)
+        mean, sd = after_training(*parts, usual + self._reference.later)
         cheap = self._cheap(pool)
         gains = expected_gain(mean, sd, cheap, self._front) * self._allowed(mean, sd, cheap)
         gains[[key in self._seen for key in _keys(self._options, pool)]] = -1.0
         best = int(gains.argmax())
-        (drop,), (spread,) = self._damage.predict(pool.take(np.array([best])), training=usual)
+        drop, spread = after_training(*parts, usual)
         belief: dict[str, Any] = {
-            "drop": float(drop), "sd": float(spread), "size_ratio": float(cheap[best, 0]),
+            "drop": float(drop[best]), "sd": float(spread[best]), "size_ratio": float(cheap[best, 0]),
             "latency_ratio": float(cheap[best, 1]), "gain": float(gains[best]), "source": sources[best],
         }  # fmt: skip
         return {**self._settings(), **self._options.params(pool, best)}, belief
@@ -195,9 +197,11 @@ class FrontSampler(BaseSampler):
 
     def _enter(self, plan: Candidates, point: tuple[float, float, float]) -> None:
         """Add (drop, size ratio, latency ratio) as the last stage would leave them; what they beat goes."""
-        points = np.vstack([self._front, point])
-        stays = non_dominated(points)
-        self._front, self._parents = points[stays], stack([self._parents, plan]).take(np.flatnonzero(stays))
+        if ((self._front <= point).all(1) & (self._front < point).any(1)).any():
+            return
+        stays = ~((point <= self._front).all(1) & (point < self._front).any(1))
+        self._front = np.vstack([self._front[stays], point])
+        self._parents = stack([self._parents.take(np.flatnonzero(stays)), plan])
 
     def _usual_training(self) -> float:
         """Training that a proposal will have had, its parents' included: as much as the last ones."""
@@ -263,33 +267,37 @@ class FrontSampler(BaseSampler):
     def _mutated(self) -> Candidates:
         """Plans of the front with one width, the bits or rank of one layer, or the activations changed."""
         changed = self._parents.take(self._random.integers(len(self._parents), size=_MUTATED))
-        for row in range(_MUTATED):
-            for _ in range(self._random.integers(1, 4)):
-                self._change_(changed.take(slice(row, row + 1)))  # a view
+        chances = self._random.random((_MUTATED, 1 + 3 * 4)).tolist()  # drawn at once: a call each takes longer
+        for row, (count, *drawn) in enumerate(chances):
+            for k in range(1 + int(3 * count)):
+                self._change_(changed.take(slice(row, row + 1)), *drawn[4 * k : 4 * k + 4])  # a view
         return changed
 
-    def _change_(self, one: Candidates) -> None:
-        options, draw = self._options, self._random
-        if len(options.zeroed) > 1 and draw.random() < _ZEROS:
-            one.zeroed[:] = draw.choice(options.zeroed)
-            return
-        if options.factors and draw.random() < _RANKS:
-            layer = draw.choice(np.flatnonzero(options.factored))
-            one.rank[0, layer] = min(max(one.rank[0, layer] + 2 * draw.integers(2) - 1, 0), len(options.ratios) - 1)
-            return
-        what = draw.integers(6)
-        if what < 2 and one.width.size:
-            group = draw.integers(one.width.shape[1])
-            top = int(options.allowed[group].sum()) - 1
-            one.width[0, group] = min(max(one.width[0, group] + 2 * draw.integers(2) - 1, 0), top)
-        elif what < 4 and one.bits.size:
-            layer = draw.integers(one.bits.shape[1])
-            one.bits[0, layer] = min(max(one.bits[0, layer] + 2 * draw.integers(2) - 1, 0), len(options.bits) - 1)
-        elif what < 5 and one.removed.size and "blocks" not in self._without:
-            block = draw.integers(one.removed.shape[1])
+    def _change_(self, one: Candidates, zeros: float, ranks: float, what: float, which: float) -> None:
+        """Change one thing of one plan.
+
+        Args:
+            zeros, ranks, what: numbers drawn from [0, 1) that choose the kind of the change.
+            which: the same for the group, layer, block or share, and for wider or narrower.
+        """
+        options = self._options
+        if len(options.zeroed) > 1 and zeros < _ZEROS:
+            one.zeroed[:] = options.zeroed[int(which * len(options.zeroed))]
+        elif options.factors and ranks < _RANKS:
+            place, step = _step(which, len(self._factored))
+            layer = self._factored[place]
+            one.rank[0, layer] = min(max(one.rank[0, layer] + step, 0), len(options.ratios) - 1)
+        elif what < 2 / 6 and one.width.size:
+            group, step = _step(which, one.width.shape[1])
+            one.width[0, group] = min(max(one.width[0, group] + step, 0), self._narrowest[group])
+        elif what < 4 / 6 and one.bits.size:
+            layer, step = _step(which, one.bits.shape[1])
+            one.bits[0, layer] = min(max(one.bits[0, layer] + step, 0), len(options.bits) - 1)
+        elif what < 5 / 6 and one.removed.size and "blocks" not in self._without:
+            block = int(which * one.removed.shape[1])
             one.removed[0, block] = not one.removed[0, block]
         else:
-            one.activations[:] = options.activations[draw.integers(len(options.activations))]
+            one.activations[:] = options.activations[int(which * len(options.activations))]
 
     def _cheap(self, pool: Candidates) -> Floats:
         none = np.zeros(len(pool))
@@ -318,12 +326,18 @@ class FrontSampler(BaseSampler):
         return found
 
 
+def _step(which: float, count: int) -> tuple[int, int]:
+    """(one of `count` places, -1 or 1) for a number in [0, 1), all as likely."""
+    place, up = divmod(int(2 * count * which), 2)
+    return place, 2 * up - 1
+
+
 def _keys(options: Options, candidates: Candidates) -> list[bytes]:
     """What makes two plans one: what is inside of a removed block does not."""
-    width = candidates.width * options.groups_left(candidates.removed)
-    bits = candidates.bits * options.layers_left(candidates.removed)
+    at = options.layout(candidates)
+    width, bits = candidates.width * at.groups_left, candidates.bits * at.layers_left
     zeroed = (candidates.zeroed[:, None] * 1000).round()
-    rank = candidates.rank * options.layers_left(candidates.removed) if options.factors else candidates.rank
+    rank = candidates.rank * at.layers_left if options.factors else candidates.rank
     parts = np.concatenate([width, bits, candidates.removed, candidates.activations[:, None], zeroed, rank], axis=1)
     return [row.astype(np.int16).tobytes() for row in parts]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from autocompress.plan import ACTIVATIONS, CompressionPlan
 from autocompress.records import BlockFacts, ModelFacts
 from autocompress.space.ranks import kept_rank
-from autocompress.space.search_space import SearchSpace, width_after
+from autocompress.space.search_space import SearchSpace
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -54,6 +54,23 @@ class Candidates:
             zeroed=self.zeroed[rows],
             rank=self.rank[rows],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What plans leave of the layers.
+
+    Attributes:
+        outputs, inputs: [n, layers] as `Options.shapes` gives them.
+        kept: [n, layers] as `Options.kept_ranks` gives them.
+        layers_left, groups_left: [n, layers] and [n, groups], 1 for what is still there, 0 for the others.
+    """
+
+    outputs: Floats
+    inputs: Floats
+    kept: Floats | None
+    layers_left: Floats
+    groups_left: Floats
 
 
 def stack(parts: Sequence[Candidates]) -> Candidates:
@@ -120,12 +137,27 @@ class Options:
         self.blocks = tuple(b.name for b in blocks)
         self.layers_of: Floats = _members(blocks, [n.name for n in layers], "layers")
         self.groups_of: Floats = _members(blocks, [g.name for g in facts.groups], "groups")
+        self._last: tuple[Candidates, Layout] | None = None
+        self._ratios = 1 - self.widths / self.channels[:, None]  # as `prune_ratio`
+        self._group_params = [f"prune_ratio/{g.name}" for g in facts.groups]
+        self._layer_params = [f"weight_bits/{n.name}" for n in layers]
+        self._rank_params = [(i, f"rank_ratio/{n.name}") for i, n in enumerate(layers) if self.factored[i]]
+        self._block_params = [f"remove_block/{name}" for name in self.blocks]
+
+    def layout(self, candidates: Candidates) -> Layout:
+        """What plans leave of the layers; that of the last ones is kept, since every model asks for the same."""
+        if self._last is None or self._last[0] is not candidates:
+            outputs, inputs = self.shapes(candidates.width)
+            kept = self.kept_ranks(candidates.rank, outputs, inputs)
+            left = self.layers_left(candidates.removed), self.groups_left(candidates.removed)
+            self._last = candidates, Layout(outputs, inputs, kept, *left)
+        return self._last[1]
 
     def encode(self, plans: Sequence[CompressionPlan]) -> Candidates:
-        """Plans as options; a bit width that is not searched becomes the next wider one."""
+        """Plans as options: the nearest width, and for bits that are not searched the next more."""
         width, bits, rank = [], [], []
         for plan in plans:
-            kept = np.array([width_after(g, plan.prune_ratio.get(g.name, 0.0)) for g in self.facts.groups], np.int64)
+            kept = self.channels * (1 - np.array([plan.prune_ratio.get(g.name, 0.0) for g in self.facts.groups], float))
             width.append(np.abs(self.widths - kept[:, None]).argmin(1))
             asked = np.array([plan.weight_bits.get(n.name, 32) for n in self.facts.layers], np.int64)
             bits.append(np.maximum((self.bits >= asked[:, None]).sum(1) - 1, 0))
@@ -146,19 +178,13 @@ class Options:
 
     def params(self, candidates: Candidates, row: int) -> dict[str, object]:
         """Raw parameters of one plan, without the settings of the recovery."""
-        kept = self.widths[np.arange(len(self.channels)), candidates.width[row]].tolist()
-        bits = self.bits[candidates.bits[row]].tolist()
-        found: dict[str, object] = {
-            f"prune_ratio/{g.name}": 1 - w / g.channels for g, w in zip(self.facts.groups, kept, strict=True)
-        }
-        found |= {f"weight_bits/{n.name}": b for n, b in zip(self.facts.layers, bits, strict=True)}
+        pruned = self._ratios[np.arange(len(self.channels)), candidates.width[row]].tolist()
+        found: dict[str, object] = dict(zip(self._group_params, pruned, strict=True))
+        found.update(zip(self._layer_params, self.bits[candidates.bits[row]].tolist(), strict=True))
         if self.factors:
-            found |= {
-                f"rank_ratio/{n.name}": float(self.ratios[candidates.rank[row, i]])
-                for i, n in enumerate(self.facts.layers)
-                if self.factored[i]
-            }
-        found |= {f"remove_block/{b}": bool(candidates.removed[row, i]) for i, b in enumerate(self.blocks)}
+            saved = self.ratios[candidates.rank[row]].tolist()
+            found.update((name, saved[i]) for i, name in self._rank_params)
+        found.update(zip(self._block_params, candidates.removed[row].tolist(), strict=True))
         found["activations"] = ACTIVATIONS[int(candidates.activations[row])]
         # a pattern has a share of its own: the nearest one that was asked for leads to it
         found["sparsity"] = float(self.zeroed[np.abs(self.zeroed - candidates.zeroed[row]).argmin()])
@@ -182,7 +208,9 @@ class Options:
         inputs = self.in_dense - (self.channels - kept) @ self.feeds.T
         return outputs, np.maximum(inputs, 1.0)
 
-    def kept_ranks(self, rank: Ints, outputs: Floats, inputs: Floats, layers: Ints | None = None) -> Floats | None:
+    def kept_ranks(
+        self, rank: Ints, outputs: Floats, inputs: Floats, layers: Ints | slice | None = None
+    ) -> Floats | None:
         """Directions that every layer keeps, 0 for whole ones; None where no layer may be factored.
 
         Args:

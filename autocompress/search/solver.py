@@ -3,18 +3,22 @@
 Minimises damage + price x size + price x latency by coordinate descent: groups that share no layer
 are set at once, each to its best width given the others; bits have a closed form. Producer and consumer of a
 layer are coupled, because its weights are the product of both widths. Many prices are solved together.
+
+With its bits given, a layer's price is out x (a x in + b) + out' x (c x in' + d), where ' rounds up to whole vectors:
+bytes and milliseconds are both of that form, so what a width costs is four numbers per layer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autocompress.search.cost import layer_bytes, stored_bytes, work_of
-from autocompress.search.options import Candidates, Flags, Floats, Ints, Options, stack
+from autocompress.search.cost import DEPTHWISE, NODE_BYTES, PER_WEIGHT, in_vectors, weights_of, work_of
+from autocompress.search.options import Candidates, Flags, Floats, Ints, Options
 
-_SWEEPS, _MORE = 2, 1  # six cost 0.1 % less
+_EVERY = slice(None)  # layer
 _Parts = tuple[tuple[Floats, Floats], Floats]  # (damage of every group, of every layer), price of every layer
 
 
@@ -42,6 +46,11 @@ class Prices:
     activations: Ints
     least_bits: Ints
 
+    def twice(self) -> Prices:
+        """The same for every plan and its twin, which comes behind all others."""
+        names = ("size", "latency", "multiply", "move", "activations", "least_bits")
+        return replace(self, **{name: np.concatenate([getattr(self, name)] * 2) for name in names})
+
 
 class Solver:
     """Solves for one space; what does not change between calls is worked out once."""
@@ -55,146 +64,179 @@ class Solver:
 
         Blocks that cost more than their damage are left out, and what stays is then set anew, if that is better.
         """
-        whole = self._descend(prices, np.zeros((len(prices.size), len(self._options.blocks)), bool))
-        if not self._options.blocks:
-            return whole
-        parts = self._parts(prices, whole)
-        damage, price = parts
-        saved = (damage[1] + price) @ self._options.layers_of.T + damage[0] @ self._options.groups_of.T
-        shorter = self._descend(prices, saved > prices.blocks, whole)
-        better = self.cost(prices, shorter) < self._sum(prices, whole, parts)
-        rows = np.arange(len(whole))
-        return stack([whole, shorter]).take(np.where(better, rows + len(whole), rows))
-
-    def _descend(self, prices: Prices, removed: Flags, start: Candidates | None = None) -> Candidates:
-        """Sweeps over widths, ranks and bits until nothing changes, from the dense network or from given plans."""
-        options, count, layers = self._options, len(prices.size), len(self._options.taps)
-        if start:
-            width, rank = start.width.copy(), start.rank
-        else:
-            width = np.zeros((count, len(options.channels)), np.int64)
-            rank = np.zeros((count, layers if options.factors else 0), np.int64)
-        shapes = options.shapes(width)
-        bits = start.bits if start else self._best_bits(prices, shapes, rank)
-        left = options.layers_left(removed), options.groups_left(removed)
-        for _ in range(_MORE if start else _SWEEPS):
-            before = width.copy(), rank
-            for touched in self._classes:
-                width[:, touched.groups] = self._best_widths(prices, touched, width, shapes, bits, rank, left)
-                shapes = options.shapes(width)
-            rank = self._best_ranks(prices, shapes, bits) if options.factors else rank
-            bits = self._best_bits(prices, shapes, rank)
-            if np.array_equal(before[0], width) and np.array_equal(before[1], rank):
-                break
-        return Candidates(
-            width=width, bits=bits, activations=prices.activations, removed=removed, zeroed=np.zeros(count), rank=rank
-        )
+        options, count = self._options, len(prices.size)
+        dense = np.zeros((count, len(options.channels)), np.int64)
+        every_rank = np.zeros((count, len(options.taps) if options.factors else 0), np.int64)
+        state = _State(options, dense, every_rank, np.zeros((count, len(options.blocks)), bool))
+        self._set_bits_(prices, state)
+        self._sweep_(prices, state)
+        if options.blocks:
+            damage, price = self._parts(prices, state)
+            saved = (damage[1] + price) @ options.layers_of.T + damage[0] @ options.groups_of.T
+            prices, state = prices.twice(), state.with_and_without(saved > prices.blocks)
+        self._sweep_(prices, state)  # a third one saves 0.1 %
+        plans = state.plans(prices)
+        if not options.blocks:
+            return plans
+        whole, shorter = self._sum(prices, state, self._parts(prices, state)).reshape(2, count)
+        rows = np.arange(count)
+        return plans.take(np.where(shorter < whole, rows + count, rows))
 
     def cost(self, prices: Prices, candidates: Candidates) -> Floats:
-        """What is minimised, [n]: damage and price of every plan, without what no choice changes."""
-        return self._sum(prices, candidates, self._parts(prices, candidates))
+        """What is minimised, [n]: damage and price of every plan, without what no choice changes.
 
-    def _sum(self, prices: Prices, candidates: Candidates, parts: _Parts) -> Floats:
-        damage, price = parts
-        total: Floats = (self._options.groups_left(candidates.removed) * damage[0]).sum(1)
-        total += (self._options.layers_left(candidates.removed) * (damage[1] + price)).sum(1)
-        return total + candidates.removed @ prices.blocks
+        Weights count with the bytes they take in whole words, up to the last word of each layer.
+        """
+        state = _State(self._options, candidates.width, candidates.rank, candidates.removed, candidates.bits)
+        return self._sum(prices, state, self._parts(prices, state))
 
-    def _parts(self, prices: Prices, candidates: Candidates) -> _Parts:
-        """(damage of every group, of every layer) and the price of every layer, if nothing were left out."""
+    def _sweep_(self, prices: Prices, state: _State) -> None:
+        """Set all widths, ranks and bits once."""
         options = self._options
-        groups, layers = np.arange(len(options.channels)), np.arange(len(options.taps))
-        per_layer = prices.bits[layers, candidates.bits]
+        left = options.layers_left(state.removed), options.groups_left(state.removed)
+        terms = self._terms(prices, state, left[0])
+        for touched in self._classes:
+            self._set_widths_(prices, touched, state, terms, left)
         if options.factors:
-            per_layer = per_layer + prices.rank[layers, candidates.rank]
-        damage = prices.width[groups, candidates.width], per_layer
-        outputs, inputs = options.shapes(candidates.width)
-        bits, rank = self._options.bits[candidates.bits], options.kept_ranks(candidates.rank, outputs, inputs)
-        size = sum(layer_bytes(options, outputs, inputs, bits, rank))
-        multiplied, moved = work_of(options, outputs, inputs, rank)
-        time = prices.multiply * multiplied + prices.move * moved
-        price: Floats = prices.size[:, None] * size + prices.latency[:, None] * time
-        return damage, price
+            self._set_ranks_(prices, state)
+        self._set_bits_(prices, state)
 
-    def _best_ranks(self, prices: Prices, shapes: tuple[Floats, Floats], bits: Ints) -> Ints:
-        """The share that is saved of every layer, given outputs, inputs and bits, [n, layers]."""
-        options = self._options
-        outputs, inputs = (shape[..., None] for shape in shapes)  # [n, layers, 1]
-        every = np.arange(len(options.taps))
-        rank = options.kept_ranks(np.arange(len(options.ratios)), outputs, inputs, every)
-        size = sum(layer_bytes(options, outputs, inputs, self._options.bits[bits][..., None], rank, every))
-        multiplied, moved = work_of(options, outputs, inputs, rank, every)
-        time = prices.multiply[..., None] * multiplied + prices.move[..., None] * moved
-        price = prices.size[:, None, None] * size + prices.latency[:, None, None] * time
-        best: Ints = (prices.rank[None] + price).argmin(2)
-        return best
+    def _sum(self, prices: Prices, state: _State, parts: _Parts) -> Floats:
+        damage, price = parts
+        total: Floats = (self._options.groups_left(state.removed) * damage[0]).sum(1)
+        total += (self._options.layers_left(state.removed) * (damage[1] + price)).sum(1)
+        return total + state.removed @ prices.blocks
 
-    def _best_bits(self, prices: Prices, shapes: tuple[Floats, Floats], rank: Ints) -> Ints:
-        outputs, inputs = shapes
-        weights = outputs * inputs * self._options.taps
-        if (kept := self._options.kept_ranks(rank, outputs, inputs)) is not None:
-            first = self._options.first_taps
-            weights = np.where(kept > 0, kept * (inputs * first + outputs * self._options.taps / first), weights)
-        stored = stored_bytes(weights[..., None], self._options.bits)  # [n, layers, options]
-        price = prices.bits[None] + prices.size[:, None, None] * stored
-        price = np.where(np.arange(len(self._options.bits)) < prices.least_bits[:, None, None], np.inf, price)
-        best: Ints = price.argmin(2)
-        return best
+    def _parts(self, prices: Prices, state: _State) -> _Parts:
+        """(damage of every group, of every layer) and the price of every layer, if nothing were left out."""
+        groups, layers = np.arange(state.width.shape[1]), np.arange(state.bits.shape[1])
+        per_layer = prices.bits[layers, state.bits]
+        if self._options.factors:
+            per_layer = per_layer + prices.rank[layers, state.rank]
+        damage = prices.width[groups, state.width], per_layer
+        bits = self._options.bits[state.bits]
+        price = self._prices_at(prices, state.outputs[..., None], state.inputs[..., None], bits, _EVERY, state.held)
+        return damage, price[..., 0]
 
-    def _best_widths(
-        self,
-        prices: Prices,
-        touched: _Touched,
-        width: Ints,
-        shapes: tuple[Floats, Floats],
-        bits: Ints,
-        rank: Ints,
-        left: tuple[Floats, Floats],
-    ) -> Ints:
-        """Options of the groups of `touched`, [n, groups]; arrays in here are [n, pairs] or [n, pairs, options]."""
+    def _terms(self, prices: Prices, state: _State, left: Floats) -> Floats:
+        """The numbers a, b, c and d of every layer that stays, if it is whole, [4, n, layers]."""
+        options, bits = self._options, self._options.bits[state.bits]
+        size, places = left * prices.size[:, None], left * prices.latency[:, None] * options.positions
+        multiplied, moved = places * options.taps * prices.multiply, places * prices.move
+        alone = options.depthwise
+        return np.stack(
+            [
+                size * options.taps * PER_WEIGHT[bits],
+                size * (4 * (1 + (bits <= 8))),
+                np.where(alone, 0.0, multiplied),
+                moved + np.where(alone, DEPTHWISE * multiplied, 0.0),
+            ]
+        )
+
+    def _set_widths_(
+        self, prices: Prices, touched: _Touched, state: _State, terms: Floats, left: tuple[Floats, Floats]
+    ) -> None:
+        """Set the groups of `touched`; arrays in here are [n, pairs] or [n, pairs, options]."""
         options, layer = self._options, touched.layer
-        outputs, inputs = (shape[:, layer] for shape in shapes)
-        now = options.widths[touched.group, width[:, touched.group]]
-        out = (outputs * ~touched.is_output)[..., None] + touched.outputs
-        into = np.maximum((inputs - touched.feeds * now)[..., None] + touched.inputs, 1.0)
-        held = options.bits[bits[:, layer]]
-        price = self._prices_at(prices, layer, out, into, held)
-        if options.factors and (apart := np.flatnonzero(rank[:, layer].any(0))).size:
-            some = layer[apart]
-            price[:, apart] = self._prices_at(
-                prices, some, out[:, apart], into[:, apart], held[:, apart], rank=rank[:, some]
-            )
-        price *= left[0][:, layer, None]
+        fixed = np.where(touched.is_output, 0.0, state.outputs[:, layer])
+        others = state.inputs[:, layer] - touched.feeds * options.widths[touched.group, state.width[:, touched.group]]
+        out = fixed[..., None] + touched.outputs
+        into = np.maximum(others[..., None] + touched.inputs, 1.0)
+        a, b, c, d = terms[:, :, layer, None]
+        price = out * (a * into + b)
+        price += (in_vectors(fixed)[..., None] + touched.vectors) * (c * in_vectors(into, 4) + d)
+        if options.factors and (apart := np.flatnonzero(state.rank[:, layer].any(0))).size:
+            some, bits = layer[apart], options.bits[state.bits]
+            out, into = out[:, apart], into[:, apart]
+            kept = options.kept_ranks(state.rank[:, some, None], out, into, some)
+            again = self._prices_at(prices, out, into, bits[:, some], some, kept)
+            price[:, apart] = again * left[0][:, some, None]
         damage = prices.width[touched.groups] * left[1][:, touched.groups, None]
         total = np.add.reduceat(price, touched.starts, axis=1) + damage
-        best: Ints = np.where(options.allowed[touched.groups], total, np.inf).argmin(2)
-        return best
+        best = np.where(options.allowed[touched.groups], total, np.inf).argmin(2)
+        state.width[:, touched.groups] = best
+        now = options.widths[touched.group, best[:, touched.place]]
+        state.outputs[:, layer] = np.where(touched.is_output, now, fixed)  # a layer is in one pair only
+        state.inputs[:, layer] = np.maximum(others + touched.feeds * now, 1.0)
+
+    def _set_ranks_(self, prices: Prices, state: _State) -> None:
+        """Set the share that is saved of every layer, given outputs, inputs and bits."""
+        options = self._options
+        out, into = state.outputs[..., None], state.inputs[..., None]  # [n, layers, 1]
+        kept = options.kept_ranks(np.arange(len(options.ratios)), out, into, _EVERY)
+        assert kept is not None
+        price = self._prices_at(prices, out, into, options.bits[state.bits], _EVERY, kept)
+        state.rank = (prices.rank + price).argmin(2)
+        state.held = np.take_along_axis(kept, state.rank[..., None], 2)
+
+    def _set_bits_(self, prices: Prices, state: _State) -> None:
+        """Set the bits of every layer, given all else."""
+        options = self._options
+        held = weights_of(options, state.outputs[..., None], state.inputs[..., None], state.held, _EVERY)
+        price = prices.bits + (prices.size[:, None, None] * held) * PER_WEIGHT[options.bits]
+        too_wide = np.arange(len(options.bits)) < prices.least_bits[:, None, None]
+        state.bits = np.where(too_wide, np.inf, price).argmin(2)
 
     def _prices_at(
-        self, prices: Prices, layer: Ints, out: Floats, into: Floats, bits: Ints, rank: Ints | None = None
+        self, prices: Prices, out: Floats, into: Floats, bits: Ints, layers: Ints | slice, kept: Floats | None
     ) -> Floats:
-        """Price of some layers, whole ones without `rank`, at outputs and inputs [n, layers, options]."""
-        options, kept = self._options, None
-        if rank is None:  # without the rounding to whole words: the same choice, in half the time
-            per_weight, per_output = options.taps[layer] * bits / 8, 4 * (1 + (bits <= 8))
-            size: Floats = out * (into * per_weight[..., None] + per_output[..., None])
-        else:
-            kept = options.kept_ranks(rank[..., None], out, into, layer)
-            weights, rest = layer_bytes(options, out, into, bits[..., None], kept, layer)
-            size = weights + rest
-        multiplied, moved = work_of(options, out, into, kept, layer)
-        multiply, move = (prices.latency[:, None] * part[:, layer] for part in (prices.multiply, prices.move))
+        """Price of some layers with `bits` [n, layers], at outputs, inputs and ranks [n, layers, options]."""
+        options, few = self._options, (bits <= 8)[..., None]
+        size = weights_of(options, out, into, kept, layers) * PER_WEIGHT[bits][..., None] + 4 * (1 + few) * out
+        if kept is not None:
+            size += 4 * few * kept + NODE_BYTES * (kept > 0)
+        multiplied, moved = work_of(options, out, into, kept, layers)
+        multiply, move = (prices.latency[:, None] * part[:, layers] for part in (prices.multiply, prices.move))
         price: Floats = prices.size[:, None, None] * size
         price += multiply[..., None] * multiplied
         price += move[..., None] * moved
         return price
 
 
+class _State:
+    """Plans that are being set, and what follows from their choices.
+
+    Attributes:
+        width, rank, removed, bits: as in `Candidates`.
+        outputs, inputs: [n, layers] as `Options.shapes` gives them.
+        held: [n, layers, 1] directions that every layer keeps, None where no layer may be factored.
+    """
+
+    def __init__(self, options: Options, width: Ints, rank: Ints, removed: Flags, bits: Ints | None = None) -> None:
+        self.width, self.rank, self.removed = width, rank, removed
+        self.bits = np.zeros((len(width), len(options.taps)), np.int64) if bits is None else bits
+        self.outputs, self.inputs = options.shapes(width)
+        kept = options.kept_ranks(rank, self.outputs, self.inputs)
+        self.held = None if kept is None else kept[..., None]
+
+    def with_and_without(self, removed: Flags) -> _State:
+        """The plans twice, to be set further: as they are, then with these blocks left out."""
+        both = copy(self)
+        for name in ("width", "rank", "bits", "outputs", "inputs", "held"):
+            value = getattr(self, name)
+            setattr(both, name, None if value is None else np.concatenate([value, value]))
+        both.removed = np.concatenate([self.removed, removed])
+        return both
+
+    def plans(self, prices: Prices) -> Candidates:
+        """What was set."""
+        return Candidates(
+            width=self.width,
+            bits=self.bits,
+            activations=prices.activations,
+            removed=self.removed,
+            zeroed=np.zeros(len(self.width)),
+            rank=self.rank,
+        )
+
+
 class _Touched:
     """The layers that a set of groups shapes, as (layer, group) pairs sorted by group.
 
     Attributes:
+        place: [pairs] index of the pair's group in `groups`, which rise.
         outputs, inputs: [pairs, options] what a width of the group brings to the layer's outputs and inputs.
+        vectors: the same as `outputs`, rounded up to whole vectors.
     """
 
     def __init__(self, options: Options, groups: list[int]) -> None:
@@ -203,10 +245,12 @@ class _Touched:
         self.group = np.array([g for g, _ in pairs], np.int64)
         self.layer = np.array([n for _, n in pairs], np.int64)
         self.starts = np.searchsorted(self.group, self.groups)
+        self.place = np.searchsorted(self.groups, self.group)
         self.is_output = options.out_group[self.layer] == self.group
         self.feeds = options.feeds[self.layer, self.group]
         asked = options.widths[self.group].astype(float)
         self.outputs, self.inputs = self.is_output[:, None] * asked, self.feeds[:, None] * asked
+        self.vectors = in_vectors(self.outputs)
 
 
 def independent_groups(options: Options) -> list[list[int]]:

@@ -10,6 +10,7 @@ import math
 from typing import overload
 
 import numpy as np
+from scipy.linalg.blas import dger
 
 from autocompress.search.options import Candidates, Floats, Options
 
@@ -39,7 +40,8 @@ class LinearBelief:
         direction = self.covariance @ x
         spread = float(x @ direction) + noise**2
         self.mean += direction * ((y - float(x @ self.mean)) / spread)
-        self.covariance -= np.outer(direction, direction / spread)
+        # in place, at a quarter of the time that it takes to make the product and subtract it
+        dger(-1 / spread, direction, direction, a=self.covariance.T, overwrite_a=True)
 
     def mean_of(self, x: Floats) -> Floats:
         """Expected y of rows [n, dimensions], [n]."""
@@ -121,10 +123,12 @@ class DamageModel:
 
     def predict(self, candidates: Candidates, *, training: float = 1.0) -> tuple[Floats, Floats]:
         """Expected drop and its standard deviation, each [n]."""
-        features = self._features(candidates) * training_factor(training)
-        mean = self._belief.mean_of(features)
-        spread = np.hypot(self._belief.sd_of(features), _FLOOR + _MISFIT * np.maximum(mean, 0.0))
-        return mean, spread
+        return after_training(*self.sum_of_parts(candidates), training)
+
+    def sum_of_parts(self, candidates: Candidates) -> tuple[Floats, Floats]:
+        """What `after_training` takes: mean and standard deviation of the sum after one usual training, each [n]."""
+        features = self._features(candidates)
+        return self._belief.mean_of(features), self._belief.sd_of(features)
 
     def tables(self, jitter: np.random.Generator | None = None) -> tuple[Floats, Floats, Floats, Floats]:
         """Damage per width, bits, block and rank as now believed, or as drawn from the belief: what the solver adds."""
@@ -148,8 +152,9 @@ class DamageModel:
     def _features(self, candidates: Candidates) -> Floats:
         """What a plan chose of each table, first summed by kind, then one by one, and the zeros, [n, parts]."""
         options, rows = self._options, (np.arange(len(self.width)), np.arange(len(self.bits)))
-        per_group = self.width[rows[0], candidates.width] * options.groups_left(candidates.removed)
-        per_layer = self.bits[rows[1], candidates.bits] * options.layers_left(candidates.removed)
+        at = options.layout(candidates)
+        per_group = self.width[rows[0], candidates.width] * at.groups_left
+        per_layer = self.bits[rows[1], candidates.bits] * at.layers_left
         per_block = self.blocks * candidates.removed
         per_kind = self.activations[candidates.activations]
         sums = np.stack([per_group.sum(1) + per_block.sum(1), per_layer.sum(1), per_kind], axis=1)
@@ -157,10 +162,16 @@ class DamageModel:
         if options.zeroed.any():
             parts.append(candidates.zeroed[:, None] ** _STEEP)
         if options.factors:
-            per_rank = self.rank[rows[1], candidates.rank] * options.layers_left(candidates.removed)
+            per_rank = self.rank[rows[1], candidates.rank] * at.layers_left
             parts += [per_rank.sum(1, keepdims=True), per_rank]
         found: Floats = np.concatenate(parts, axis=1)
         return found
+
+
+def after_training(mean: Floats, sd: Floats, training: float) -> tuple[Floats, Floats]:
+    """Expected drop and its standard deviation, what the sum of parts cannot explain included, each [n]."""
+    left = training_factor(training)
+    return left * mean, np.hypot(left * sd, _FLOOR + _MISFIT * np.maximum(left * mean, 0.0))
 
 
 @overload

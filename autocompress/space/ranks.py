@@ -32,8 +32,7 @@ def kept_rank(outputs: Any, inputs: Any, *, taps: Any, first_taps: Any, places: 
         places: at which the first factor is computed, per place of the layer's output; infinite: cannot be factored.
         ratio: share to save of the weights or multiplications, of which less is saved, 0 <= ratio < 1.
     """
-    second = outputs * (taps / first_taps)
-    per_direction = np.maximum(inputs * first_taps + second, inputs * first_taps * places + second)
+    per_direction = inputs * (first_taps * np.maximum(places, 1.0)) + outputs * (taps / first_taps)
     even = outputs * inputs * taps / per_direction
     wanted = (1 - ratio) * even
     step = np.where(wanted >= _WIDE, _WIDE_STEP, _STEP)
