@@ -52,6 +52,23 @@ def residual() -> SearchSpace:
 
 
 @pytest.fixture
+def depthwise_options() -> Options:
+    """A pointwise convolution widens, a depthwise one of the same channels follows, a pointwise one narrows again."""
+    layers = (
+        conv("widen", "inside", 8, 24, {}),
+        LayerFacts(
+            name="each", kind="depthwise", weights=9 * 24, out_channels=24, in_channels=1, positions=64, group="inside"
+        ),
+        conv("narrow", "out", 24, 16, {"inside": 1.0}),
+    )
+    groups = (
+        GroupFacts(name="inside", channels=24, granule=8, layers=("widen", "each")),
+        GroupFacts(name="out", channels=16, granule=8, layers=("narrow",)),
+    )
+    return Options(SearchSpace(config=SpaceConfig(weight_bits=(4, 8)), facts=ModelFacts(layers=layers, groups=groups)))
+
+
+@pytest.fixture
 def chain_options(chain: SearchSpace) -> Options:
     return Options(chain)
 

@@ -5,13 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autocompress.search.cost import LatencyModel, SizeModel, in_vectors, layer_work, stored_bytes, zipped_share
+from autocompress.search.cost import (
+    PER_WEIGHT,
+    LatencyModel,
+    SizeModel,
+    in_vectors,
+    layer_work,
+    stored_bytes,
+    zipped_share,
+)
 
 
 def test_stored_bytes_at_every_width():
     count = np.array([100.0])
     stored = {bits: float(stored_bytes(count, np.array([bits]))[0]) for bits in (2, 3, 4, 8, 16, 32)}
     assert stored == {2: 8 * 4, 3: 8 * 5, 4: 50, 8: 100, 16: 200, 32: 400}  # 32 and 21 integers to a word
+
+
+def test_a_weight_takes_its_share_of_the_words_that_many_fill():
+    bits = np.array([1, 2, 3, 4, 5, 6, 8, 16, 32])
+    count = 64 * 32 * 21 * 12 * 10  # fills whole words at every width
+    assert stored_bytes(np.full(len(bits), float(count)), bits) / count == pytest.approx(PER_WEIGHT[bits], rel=1e-12)
 
 
 def test_channels_count_in_whole_vectors():

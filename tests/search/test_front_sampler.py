@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autocompress.front.hypervolume import hypervolume
-from autocompress.search.front_sampler import BELIEF, FrontSampler, Reference
+from autocompress.search.front_sampler import BELIEF, FrontSampler, Reference, _step
 from autocompress.search.options import Candidates
 from autocompress.search.ranges import distributions
 from autocompress.search.sensitivity import Sensitivity
@@ -213,3 +213,9 @@ def test_a_network_that_cannot_be_pruned_gets_proposals_of_bits(chain):
         drop = 0.02 * float(np.mean([4.0 ** (2 - n) for n in plan.weight_bits.values()]))
         study.tell(trial, [0.95 - drop, 2000 + 2000 * float(np.mean(list(plan.weight_bits.values()))), 0.8])
     assert len(seen) == 4
+
+
+def test_a_number_names_a_place_and_a_direction():
+    sixths = [_step((i + 0.5) / 6, 3) for i in range(6)]
+    assert sixths == [(0, -1), (0, 1), (1, -1), (1, 1), (2, -1), (2, 1)]
+    assert _step(np.nextafter(1.0, 0.0), 3) == (2, 1), "never beyond the last"

@@ -58,3 +58,15 @@ def test_a_removed_block_takes_its_layers_and_groups_with_it(block_options):
     assert block_options.layers_left(found.removed).tolist() == [[1, 0, 0], [1, 1, 1]]
     assert block_options.groups_left(found.removed).tolist() == [[1, 0], [1, 1]]
     assert block_options.params(found, 0)["remove_block/block"] is True
+
+
+def test_the_layout_is_that_of_the_plans_that_are_asked_for(block_options):
+    plan = CompressionPlan(removed_blocks=("block",), prune_ratio={"stem": 0.5})
+    some, others = block_options.encode([plan]), block_options.encode([CompressionPlan()] * 2)
+    first, second = block_options.layout(some), block_options.layout(others)
+    assert first.outputs.tolist() == [[8, 32, 8]]
+    assert second.outputs.tolist() == [[16, 32, 16]] * 2
+    assert first.layers_left.tolist() == [[1, 0, 0]]
+    assert second.layers_left.tolist() == [[1, 1, 1]] * 2
+    assert block_options.layout(others) is second, "it is worked out once"
+    assert block_options.layout(some).inputs.tolist() == first.inputs.tolist()

@@ -18,6 +18,7 @@ def prices(options, *, size: float, latency: float, seed: int) -> Prices:
     width = removed**2 * generator.uniform(0.2, 2.0, (groups, 1))
     bits = 4.0 ** (2 - options.bits) * generator.uniform(0.1, 1.0, (layers, 1))
     work = options.positions * options.taps * options.out_dense * options.in_dense
+    written = options.positions * options.out_dense
     return Prices(
         width=width,
         bits=bits,
@@ -25,8 +26,8 @@ def prices(options, *, size: float, latency: float, seed: int) -> Prices:
         rank=options.ratios**2 * generator.uniform(0.2, 2.0, (layers, 1)) * options.factored[:, None],
         size=np.array([size]),
         latency=np.array([latency]),
-        multiply=np.broadcast_to(1 / work.sum(), (1, layers)),
-        move=np.zeros((1, layers)),
+        multiply=np.broadcast_to(0.7 / work.sum(), (1, layers)),
+        move=np.broadcast_to(0.3 / written.sum(), (1, layers)),
         activations=np.zeros(1, np.int64),
         least_bits=np.zeros(1, np.int64),
     )
@@ -58,7 +59,10 @@ def everything(options, asked: Prices) -> tuple[float, Candidates]:
     return float(costs[best].min()), rows[best].take(np.array([costs[best].argmin()]))
 
 
-@pytest.mark.parametrize("space", ["chain_options", "residual_options", "block_options", "factored_options"])
+SPACES = ["chain_options", "residual_options", "depthwise_options", "block_options", "factored_options"]
+
+
+@pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("seed", range(8))
 def test_the_plan_is_within_two_percent_of_the_best_of_all(space, seed, request):
     options = request.getfixturevalue(space)
