@@ -18,6 +18,7 @@ LONGER = 0.5  # of a drop is left if the training goes on for four times as long
 MARGIN = 0.005  # a more compressed plan may be this much better than a less compressed one, by luck of training
 RUNG_SHARE = 0.4  # of a training
 _FEW = 4  # trained trials before a rung can stop anything
+_TRIED, _WORTH = 10, 0.1  # looks until it is asked whether they stop enough; a look costs about 5 % of a training
 _OPTIMISM = 1.64  # standard deviations
 MIN_GAIN = 1e-4  # of the hypervolume; less is within the noise of a latency
 
@@ -55,12 +56,17 @@ class Rung:
     hope: float = 0.0
 
 
-def learn_rung(seen: Sequence[tuple[float, float]]) -> Rung:
-    """The rung after trials that were trained to their end.
+def learn_rung(seen: Sequence[tuple[float, float]], *, tried: int = 0, stopped: int = 0) -> Rung | None:
+    """The rung after trials that were trained to their end; None: it stops too few to be looked at any more.
+
+    A sampler that knows sizes and latencies proposes hardly anything hopeless; one that does not often does.
 
     Args:
         seen: (drop at the rung, drop at the end) of each; until there are `_FEW` of them nothing is stopped.
+        tried: number of proposals that were looked at; `stopped`: how many of them ended there.
     """
+    if tried >= _TRIED and stopped < _WORTH * tried:
+        return None
     left = [min(max(end, 0.0) / at_rung, 2.0) for at_rung, end in seen if at_rung > MARGIN]
     if len(left) < _FEW:
         return Rung()

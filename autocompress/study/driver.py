@@ -259,7 +259,13 @@ class Driver:
         if self._leaves_out("ladder"):
             return None
         drops = {r.trial: r.drop for r in self.rivals()}
-        return learn_rung([(t.rung_drop, drops[t.trial]) for t in self.trials if t.rung_drop and t.trial in drops])
+        looked = [(t, t.rung_drop) for t in self.trials if t.rung_drop is not None]
+        proposed = [t for t, _ in looked if t.origin == "search"]
+        return learn_rung(
+            [(at_rung, drops[t.trial]) for t, at_rung in looked if t.trial in drops],
+            tried=len(proposed),
+            stopped=sum(t.state is TrialState.STOPPED for t in proposed),
+        )
 
     def _leaves_out(self, part: str) -> bool:
         return part in self.config.search.without

@@ -131,6 +131,11 @@ def test_drops_within_the_margin_say_nothing_at_a_rung():
     assert learn_rung([(MARGIN / 2, 0.0)] * 9).hope == 0
 
 
+@pytest.mark.parametrize(("tried", "stopped", "looks"), [(9, 0, True), (10, 0, False), (10, 1, True), (21, 2, False)])
+def test_a_rung_that_stops_less_than_one_in_ten_is_not_looked_at_any_more(tried, stopped, looks):
+    assert (learn_rung([(0.1, 0.05)] * 4, tried=tried, stopped=stopped) is not None) == looks
+
+
 def test_a_training_that_cannot_reach_the_front_ends_at_its_rung():
     front = [rival(1, plan(), 0.01, size=0.2, latency=0.2)]
     rung = Rung(hope=0.5)
