@@ -10,7 +10,6 @@ import math
 from typing import overload
 
 import numpy as np
-from scipy.linalg.blas import dger
 
 from autocompress.search.options import Candidates, Floats, Options
 
@@ -21,11 +20,15 @@ _STEEP = 4.0  # of the share of zeros with which the damage grows
 _OWN_WAY = 0.5  # sd of a group's or layer's own weight, relative to its scale
 _AT_LEAST = 0.2  # of the scale: no group and no layer is ever free
 _MISFIT, _FLOOR = 0.2, 0.001  # sd of a drop that the sum of parts cannot explain: relative, absolute
+_AT_ONCE = 16  # observations for which a covariance is brought up to date
 _DECAY = 0.5  # the damage falls with the square root of the training
 
 
 class LinearBelief:
     """y = w . x with a Gaussian belief about w; each observation costs O(dimensions squared).
+
+    The covariance is brought up to date for several observations at once: the product of a few rows with themselves
+    costs hardly more than that of one.
 
     Args:
         mean, sd: of the independent prior, [dimensions].
@@ -33,15 +36,18 @@ class LinearBelief:
 
     def __init__(self, mean: Floats, sd: Floats) -> None:
         self.mean = np.array(mean, float)
-        self.covariance = np.diag(np.square(np.asarray(sd, float)))
+        self._covariance = np.diag(np.square(np.asarray(sd, float)))
+        self._since = np.zeros((0, len(self.mean)))  # rows r, one per observation: the covariance less their r r'
 
     def observe(self, x: Floats, y: float, noise: float) -> None:
         """Learn that `x` [dimensions] gave `y`, give or take `noise` (one sd, above 0)."""
-        direction = self.covariance @ x
+        direction = self._times_covariance(x)
         spread = float(x @ direction) + noise**2
         self.mean += direction * ((y - float(x @ self.mean)) / spread)
-        # in place, at a quarter of the time that it takes to make the product and subtract it
-        dger(-1 / spread, direction, direction, a=self.covariance.T, overwrite_a=True)
+        self._since = np.vstack([self._since, direction / math.sqrt(spread)])
+        if len(self._since) == _AT_ONCE:
+            self._covariance -= self._since.T @ self._since
+            self._since = self._since[:0]
 
     def mean_of(self, x: Floats) -> Floats:
         """Expected y of rows [n, dimensions], [n]."""
@@ -50,9 +56,21 @@ class LinearBelief:
 
     def sd_of(self, x: Floats) -> Floats:
         """Standard deviation of w . x for rows [n, dimensions], [n]; the noise is not in it."""
-        variance = ((x @ self.covariance) * x).sum(1)
-        deviation: Floats = np.sqrt(np.maximum(variance, 0.0))
-        return deviation
+        return _root((self._times_covariance(x) * x).sum(1))
+
+    def sd(self) -> Floats:
+        """Standard deviation of each weight, [dimensions]."""
+        return _root(np.diag(self._covariance) - np.square(self._since).sum(0))
+
+    def _times_covariance(self, x: Floats) -> Floats:
+        product: Floats = x @ self._covariance - (x @ self._since.T) @ self._since
+        return product
+
+
+def _root(variance: Floats) -> Floats:
+    """Square root of what is not negative but for rounding."""
+    deviation: Floats = np.sqrt(np.maximum(variance, 0.0))
+    return deviation
 
 
 class DamageModel:
@@ -134,8 +152,7 @@ class DamageModel:
         """Damage per width, bits, block and rank as now believed, or as drawn from the belief: what the solver adds."""
         theta = self._belief.mean
         if jitter is not None:
-            own = np.sqrt(np.maximum(np.diag(self._belief.covariance), 0.0))
-            theta = theta + own * jitter.standard_normal(len(theta)) * self._jittered
+            theta = theta + self._belief.sd() * jitter.standard_normal(len(theta)) * self._jittered
         groups, layers = len(self.width), len(self.bits)
         floor = _AT_LEAST * np.maximum(theta[:3], 1e-9)
         by_group = np.maximum(theta[0] + theta[3 : 3 + groups], max(floor[0], 1e-6))

@@ -9,16 +9,19 @@ from autocompress.search.options import Candidates, Options
 from autocompress.search.surrogate import DamageModel, LinearBelief, training_factor
 
 
-def test_a_belief_is_the_ridge_regression_of_what_was_seen():
+@pytest.mark.parametrize("count", [12, 16, 40])  # the covariance is brought up to date for 16 at once
+def test_a_belief_is_the_ridge_regression_of_what_was_seen(count):
     generator = np.random.default_rng(0)
-    x, y = generator.normal(size=(12, 3)), generator.normal(size=12)
+    x, y = generator.normal(size=(count, 3)), generator.normal(size=count)
     belief = LinearBelief(np.zeros(3), np.ones(3))
     for row, value in zip(x, y, strict=True):
         belief.observe(row, value, 0.5)
     precision = np.eye(3) + x.T @ x / 0.25
+    covariance = np.linalg.inv(precision)
     assert belief.mean == pytest.approx(np.linalg.solve(precision, x.T @ y / 0.25))
-    assert belief.covariance == pytest.approx(np.linalg.inv(precision))
-    assert belief.sd_of(x[:1])[0] == pytest.approx(np.sqrt(x[0] @ np.linalg.inv(precision) @ x[0]))
+    assert belief.sd() == pytest.approx(np.sqrt(np.diag(covariance)))
+    others = generator.normal(size=(9, 3))
+    assert belief.sd_of(others) == pytest.approx(np.sqrt(np.diag(others @ covariance @ others.T)))
 
 
 @pytest.fixture
