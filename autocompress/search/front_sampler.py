@@ -143,14 +143,19 @@ class FrontSampler(BaseSampler):
         mean, sd = after_training(*parts, usual + self._reference.later)
         cheap = self._cheap(pool)
         gains = expected_gain(mean, sd, cheap, self._front) * self._allowed(mean, sd, cheap)
-        gains[[key in self._seen for key in _keys(self._options, pool)]] = -1.0
-        best = int(gains.argmax())
+        best = self._best_unseen(pool, gains)
         drop, spread = after_training(*parts, usual)
         belief: dict[str, Any] = {
             "drop": float(drop[best]), "sd": float(spread[best]), "size_ratio": float(cheap[best, 0]),
             "latency_ratio": float(cheap[best, 1]), "gain": float(gains[best]), "source": sources[best],
         }  # fmt: skip
         return {**self._settings(), **self._options.params(pool, best)}, belief
+
+    def _best_unseen(self, pool: Candidates, gains: Floats) -> int:
+        """The plan of the largest gain that was not trained yet, or the very largest if all were."""
+        order = np.argsort(-gains, kind="stable").tolist()
+        fresh = (i for i in order if _keys(self._options, pool.take(slice(i, i + 1)))[0] not in self._seen)
+        return next(fresh, order[0])
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -167,7 +167,8 @@ class Solver:
         assert kept is not None
         price = self._prices_at(prices, out, into, options.bits[state.bits], _EVERY, kept)
         state.rank = (prices.rank + price).argmin(2)
-        state.held = np.take_along_axis(kept, state.rank[..., None], 2)
+        plans, layers = state.rank.shape
+        state.held = kept[np.arange(plans)[:, None], np.arange(layers), state.rank][..., None]
 
     def _set_bits_(self, prices: Prices, state: _State) -> None:
         """Set the bits of every layer, given all else."""
