@@ -153,7 +153,7 @@ class FrontSampler(BaseSampler):
 
     def _best_unseen(self, pool: Candidates, gains: Floats) -> int:
         """The plan of the largest gain that was not trained yet, or the very largest if all were."""
-        order = np.argsort(-gains, kind="stable").tolist()
+        order: list[int] = np.argsort(-gains, kind="stable").tolist()
         fresh = (i for i in order if _keys(self._options, pool.take(slice(i, i + 1)))[0] not in self._seen)
         return next(fresh, order[0])
 
