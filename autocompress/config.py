@@ -206,9 +206,7 @@ class SpaceConfig(Table):
     mean_teacher: tuple[NotNegative, ...] = Field(
         (0.0,), min_length=1, description="weights of a running average of the student as a second teacher; 0: none"
     )
-    learning_rate: tuple[float, ...] = Field(
-        (4e-3, 2e-3), min_length=1, description="peak learning rates of the recovery"
-    )
+    learning_rate: tuple[float, ...] = Field((2e-3,), min_length=1, description="peak learning rates of the recovery")
     remove_blocks: bool = Field(True, description="whether whole residual blocks may be left out")
     skip: tuple[str, ...] = Field((), description="layers that are left as they are, by name")
 
@@ -239,7 +237,7 @@ class SearchConfig(Table):
     cascade: bool = Field(
         False, description="join two of the front in one file: the second answers where the first is unsure"
     )
-    batch_size: int = Field(64, ge=1, description="samples per training step")
+    batch_size: int = Field(128, ge=1, description="samples per training step")
     max_drop: float | None = Field(None, ge=0, description="largest loss of the metric; 0.01 is one point of accuracy")
     max_size: Size = Field(None, description="largest artifact: 50kB")
     max_latency: float | None = Field(None, gt=0, description="largest latency in milliseconds")

@@ -75,7 +75,7 @@ class CompressionPlan:
             were calibrated, or "dynamic" with those of each input, for matrix products and LSTMs alone.
         importance: how the channels to remove are chosen.
         distill: temperature and weight of the teacher's soft targets.
-        learning_rate: peak learning rate of the recovery, above 0; a network that was hurt less is trained at less.
+        learning_rate: peak learning rate of the recovery, above 0.
         removed_blocks: names of whole residual blocks that are left out; kept sorted, each once. What is inside of
             one need not be named elsewhere in the plan, and `SearchSpace` never does.
         sparsity: share of single weights that are zero, 0 <= share < 1; it makes the zipped file smaller.

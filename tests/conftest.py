@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 import torch
 from tiny import TinyNet, make_tiny_data
 from torch import Tensor
+
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 
 def pytest_configure() -> None:

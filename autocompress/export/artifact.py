@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.drop import drop_blocks_
+from autocompress.compress.fold import Pairs, find_pairs, fold
 from autocompress.compress.quantize import QuantizedWeight
 from autocompress.errors import UsageError
 from autocompress.export.activations import Ranges, calibrate, quantize_activations
 from autocompress.export.dynamic import quantize_dynamically
 from autocompress.export.factored import with_factors
-from autocompress.export.fold import Pairs, find_pairs, fold
 from autocompress.export.pack import PackedWeight, pack_float, pack_integer, tidy, to_bytes
 from autocompress.export.recurrent import recurrent_weights
 from autocompress.export.to_onnx import Site, Skeleton, fill, input_names, strip, trace, trace_skeleton, without_blocks

@@ -23,7 +23,6 @@ from autocompress.compress.quantize import FakeQuantize, quantize_weights_
 from autocompress.compress.sparsify import Sparsifier, Sparsity
 from autocompress.plan import DistillPlan, Levels
 from autocompress.recover.companions import Companion
-from autocompress.recover.damage import rate_share
 from autocompress.recover.data import Augment, augment, batches
 from autocompress.recover.distill import recovery_loss
 from autocompress.recover.muon import Muon
@@ -31,7 +30,6 @@ from autocompress.recover.read import Split
 
 _WARM_UP = 0.05  # share of the schedule
 _GUARD_S = 1.0
-_TIMED = 10  # steps after which it is known how many there will be
 _VIEWS = 2
 _MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk
 
@@ -152,7 +150,6 @@ def finetune_(
     seconds: float,
     learning_rate: float,
     distill: DistillPlan,
-    damage: float = 1.0,
     weight_bits: Mapping[str, int] | None = None,
     quantize_from: float = 0.5,
     levels: Levels = "uniform",
@@ -168,8 +165,7 @@ def finetune_(
 
     Args:
         seconds: of training; the learning rate rises for 5 % of them and then falls to zero along a cosine.
-        learning_rate: its peak for a network that knows nothing, as `Muon` takes it.
-        damage: of this one, from 0 to 1; the less, the smaller the rate, and the less so the more steps there will be.
+        learning_rate: its peak, as `Muon` takes it.
         seen: samples that the network was trained on before; it goes on where that training ended.
         weight_bits: layers to round; those below 8 bits are rounded while training, the others afterwards.
         levels: that rounding leaves, as in the plan.
@@ -189,7 +185,6 @@ def finetune_(
     clock = _Clock(seconds=seconds, steps=steps)
     curve: list[tuple[float, float]] = []
     finite, rounding = True, False
-    rate = learning_rate * rate_share(damage, 0)
     order = _epochs(source, trainer.batch_size, seed, seen)
     while (share := clock.share()) < 1 and finite:
         with trainer.guard():
@@ -200,14 +195,12 @@ def finetune_(
                         finite = False
                         break
                     fed = tuple(t.to(trainer.device) for t in feedback)
-                    _start_rounding_(model, low_bits, levels, fed, optimizer, rate)
+                    _start_rounding_(model, low_bits, levels, fed, optimizer, learning_rate)
                     rounding = True
                 if sparsifier:
                     sparsifier.step(share)
-                if clock.count == _TIMED:
-                    rate = learning_rate * rate_share(damage, clock.expected())
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * _schedule(share)
+                    group["lr"] = learning_rate * _schedule(share)
                 inputs, targets, soft = source.batch(*next(order))
                 with layouts.choosing():
                     loss = _step(
@@ -264,11 +257,6 @@ class _Clock:
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.start
-
-    def expected(self) -> float:
-        """Steps that there will have been at the end, if all take as long as those so far."""
-        by_time = self.count * self.seconds / max(self.elapsed(), 1e-9)
-        return by_time if self.steps is None else min(by_time, self.steps)
 
     def share(self) -> float:
         by_time = self.elapsed() / max(self.seconds, 1e-9)

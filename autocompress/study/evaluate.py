@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autocompress.compress.feedback import round_with_feedback_
+from autocompress.compress.fold import unfold_
 from autocompress.compress.quantize import float_state, quantize_weights_, rounding_state, settle_weights_
 from autocompress.compress.sparsify import sparsify_
 from autocompress.errors import AutocompressError, StageError
@@ -61,7 +62,7 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     with stages("prune"):
         network = task.prune(plan, _ancestor(task, request)) if not request.soup else _soup(task, request)
     with stages("emit"):
-        sketch, rounded = _sketch(task, network, plan, path)
+        sketch = _sketch(task, network, plan, path)
     with stages("latency"):
         latency = request.latency or _time(task, path)
     measured = Measurement(
@@ -90,8 +91,7 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
     watch = _Watch(task, network, request, cheap, each_second(report, f"trial {request.trial}: training"))
     try:
         with stages("train"):
-            damage = task.damage(rounded) if trains else 0.0
-            training = _recover(task, network, request, train_s, damage, watch)
+            training = _recover(task, network, request, train_s, watch)
     except Hopeless as end:
         record = replace(record, rung_drop=watch.drop, rung_s=watch.seconds)
         return _ended(record, path, TrialState.STOPPED, str(end))
@@ -153,14 +153,14 @@ def _time(task: Task, path: Path) -> Latency:
     return task.device.measure(path, task.source.workspace / baseline.artifact, baseline_ms=baseline.latency_ms)
 
 
-def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -> tuple[bytes, nn.Module]:
-    """Write and return the untrained artifact, the final one but for the values in it, and the network it is of."""
+def _sketch(task: Task, network: nn.Module, plan: CompressionPlan, path: Path) -> bytes:
+    """Write and return the untrained artifact, the final one but for the values in it."""
     rounded = sparsify_(copy.deepcopy(network), task.sparsity(plan))
     quantize_weights_(rounded, plan.weight_bits, plan.levels)
     sketch = emit(task.exporter, rounded, plan, settle_weights_(rounded), trained=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(sketch)
-    return sketch, rounded
+    return sketch
 
 
 class Hopeless(Exception):
@@ -197,8 +197,9 @@ class _Watch:
 
 
 def _recover(
-    task: Task, network: nn.Module, request: Request, seconds: float, damage: float, on_step: Callable[[float], None]
+    task: Task, network: nn.Module, request: Request, seconds: float, on_step: Callable[[float], None]
 ) -> TrainingReport | None:
+    """Train `network` in place, without its batch norms as far as they fold; None if nothing is trained."""
     plan = request.plan
     feedback = task.exporter.samples if plan.rounding == "feedback" else ()
     if request.soup or not plan.trains:
@@ -208,6 +209,7 @@ def _recover(
         if dense is not None:
             round_with_feedback_(network, dense, feedback)
         return None
+    gone = task.fold_norms_(network)
     companions = task.companions(network, plan.distill)
     try:
         outcome = finetune_(
@@ -216,7 +218,6 @@ def _recover(
             trainer=task.trainer,
             seconds=seconds,
             learning_rate=plan.learning_rate,
-            damage=damage,
             distill=plan.distill,
             weight_bits=plan.weight_bits,
             levels=plan.levels,
@@ -233,6 +234,7 @@ def _recover(
             companion.close()
     if not outcome.finite:
         raise ValueError(f"training diverged after {outcome.steps} steps; a lower learning_rate may help")
+    unfold_(network, gone, task.exporter.samples)
     return outcome
 
 

@@ -14,13 +14,13 @@ from tiny import TinyNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.compress.fold import fold
 from autocompress.compress.prune import prune_to_plan
 from autocompress.compress.quantize import quantize_weights_, settle_weights_
 from autocompress.errors import UsageError
 from autocompress.export import artifact as artifact_module
 from autocompress.export.artifact import emit, make_exporter
 from autocompress.export.check import check_artifact
-from autocompress.export.fold import fold
 from autocompress.plan import CompressionPlan
 from autocompress.records import ModelFacts
 from autocompress.space.groups import find_groups

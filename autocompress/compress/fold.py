@@ -1,7 +1,9 @@
-"""Folds batch norms into the layers before them, float weights and integers alike.
+"""Folds batch norms into the layers before them, float weights and integers alike, and puts them back.
 
 Multiplying an output channel by a constant leaves its integers as they are: only the scale
-changes, and a negative constant flips their signs. So rounding survives the fold exactly.
+changes, and a negative constant flips their signs. So rounding survives the fold exactly. A norm that is put back
+changes nothing, but holds the statistics of what passes through it, so that they can be estimated anew when the
+network is narrowed.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,18 +78,78 @@ def fold(
     """
     folded = copy.deepcopy(model)
     integers = dict(quantized or {})
-    modules = dict(folded.named_modules())
-    for layer_name, norm_name in pairs:
-        if is_dropped(modules, layer_name) or is_dropped(modules, norm_name):
-            continue
-        layer_name = layers_for(modules, layer_name)[-1]  # of two factors, the one with the outputs
-        layer, norm = modules[layer_name], modules[norm_name]
-        _fold_pair_(layer, norm)
-        replace_module_(folded, norm_name, nn.Identity())
-        if layer_name in integers:
-            integers[layer_name] = _rescale(integers[layer_name], norm)
-            _fill_gone_(layer, integers[layer_name])
+    for gone in fold_(folded, pairs):
+        if gone.layer in integers:
+            integers[gone.layer] = _rescale(integers[gone.layer], gone.norm)
+            _fill_gone_(folded.get_submodule(gone.layer), integers[gone.layer])
     return folded, integers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoldedNorm:
+    """A batch norm that was folded away.
+
+    Attributes:
+        layer: name of the layer that it was folded into.
+        name: of the place where it was.
+        norm: the module itself.
+        biased: whether the layer had a bias of its own.
+    """
+
+    layer: str
+    name: str
+    norm: Any
+    biased: bool
+
+
+def fold_(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> list[FoldedNorm]:
+    """The same in place, for float weights; what it returns goes to `unfold_`.
+
+    Args:
+        model: in eval mode, weights settled.
+    """
+    gone = []
+    modules = dict(model.named_modules())
+    for planned, name in pairs:
+        if is_dropped(modules, planned) or is_dropped(modules, name):
+            continue
+        layer_name = layers_for(modules, planned)[-1]  # of two factors, the one with the outputs
+        layer, norm = modules[layer_name], modules[name]
+        gone.append(FoldedNorm(layer=layer_name, name=name, norm=norm, biased=layer.bias is not None))
+        _fold_pair_(layer, norm)
+        replace_module_(model, name, nn.Identity())
+    return gone
+
+
+@torch.no_grad()
+def unfold_(model: nn.Module, gone: Sequence[FoldedNorm], samples: Sequence[Tensor]) -> None:
+    """Put batch norms back, in place, so that the network has its own parameters again and computes what it did.
+
+    Args:
+        model: as `fold_` left it, in eval mode, trained since, its weights rounded or not.
+        gone: norms with a scale and a shift of their own.
+        samples: inputs, each [n, ...], for the statistics.
+    """
+    moments: dict[str, tuple[Tensor, Tensor]] = {}
+    layers = {model.get_submodule(folded.layer) for folded in gone}
+
+    def see(name: str, _: nn.Module, __: object, output: Tensor) -> None:
+        but_channels = [axis for axis in range(output.ndim) if axis != 1]
+        moments[name] = output.mean(but_channels), output.var(but_channels, correction=0)
+
+    with watched(model, layers.__contains__, see):
+        model(*samples)
+    for folded in gone:
+        layer: Any = model.get_submodule(folded.layer)
+        mean, variance = moments[folded.layer]
+        folded.norm.bias.copy_(mean)
+        if not folded.biased:
+            mean = mean - layer.bias
+            layer.bias = None
+        folded.norm.weight.copy_((variance + folded.norm.eps).sqrt())
+        folded.norm.running_mean.copy_(mean)
+        folded.norm.running_var.copy_(variance)
+        replace_module_(model, folded.name, folded.norm.eval())
 
 
 def _fold_pair_(layer: Any, norm: Any) -> None:
@@ -95,6 +157,7 @@ def _fold_pair_(layer: Any, norm: Any) -> None:
     layer.weight, layer.bias = fuse(
         layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
+    layer.bias.requires_grad_(layer.weight.requires_grad)  # one that is new would not be trained
 
 
 def _rescale(quantized: QuantizedWeight, norm: Any) -> QuantizedWeight:

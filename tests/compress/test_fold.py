@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.compress.fold import find_pairs, fold, fold_, unfold_
 from autocompress.compress.quantize import QuantizedWeight, quantize_weights_, settle_weights_
-from autocompress.export.fold import find_pairs, fold
+from autocompress.recover.damage import reestimate_
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -107,3 +108,45 @@ def test_a_norm_before_the_layer_is_left_alone():
 def test_linear_layers_fold_over_two_dimensional_inputs():
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU()).eval()
     assert find_pairs(model, (torch.randn(3, 5),)) == (("0", "1"),)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_norm_that_is_put_back_changes_nothing_and_holds_what_passes_through_it(bias):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, bias=bias), _norm(3, [2.0, -0.5, 0.1]), nn.ReLU()).eval()
+    names = set(model.state_dict())
+    gone = fold_(model, (("0", "1"),))
+    assert isinstance(model[1], nn.Identity)
+    assert all(p.requires_grad for p in model.parameters())
+    with torch.no_grad():  # as a training would
+        model[0].weight.mul_(0.5)
+        model[0].bias.add_(1.0)
+        wanted, convolved = model(X), model[0](X)
+    unfold_(model, gone, (X,))
+    assert set(model.state_dict()) == names
+    assert torch.allclose(model(X), wanted, atol=1e-6)
+    own = model[0](X)
+    assert torch.allclose(own.mean((0, 2, 3)), model[1].running_mean, atol=1e-6)
+    assert torch.allclose(own.var((0, 2, 3), correction=0), model[1].running_var, rtol=1e-5)
+    assert torch.allclose(model[1].bias, convolved.mean((0, 2, 3)), atol=1e-6)
+
+
+def test_rounded_weights_keep_their_integers_when_a_norm_is_put_back():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, bias=False), _norm(3, [2.0, -0.5, 0.1])).eval()
+    gone = fold_(model, (("0", "1"),))
+    quantize_weights_(model, {"0": 4})
+    wanted = model(X).detach()
+    unfold_(model, gone, (X,))
+    settled = settle_weights_(model)
+    folded, integers = fold(model, (("0", "1"),), settled)
+    assert torch.equal(integers["0"].integers, settled["0"].integers)
+    assert torch.allclose(folded(X), wanted, atol=1e-6)
+
+
+def test_statistics_that_are_estimated_anew_undo_a_change_before_a_norm_that_was_put_back():
+    """What a narrowed network needs: a layer whose inputs have shifted gives its next one what it gave before."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, bias=False), _norm(3, [2.0, -0.5, 0.1])).eval()
+    unfold_(model, fold_(model, (("0", "1"),)), (X,))
+    wanted = model(X).detach()
+    with torch.no_grad():
+        model[0].weight.mul_(3.0)
+    assert torch.allclose(reestimate_(model, (X,))(X), wanted, atol=3e-2)  # torch divides a variance by n - 1
