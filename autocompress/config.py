@@ -169,7 +169,7 @@ class SpaceConfig(Table):
     A list with one entry is not searched; the first entry is what the uniform sweep uses.
     """
 
-    max_prune_ratio: float = Field(0.75, ge=0, lt=1, description="largest share of channels removed from a group")
+    max_prune_ratio: float = Field(0.9, ge=0, lt=1, description="largest share of channels removed from a group")
     round_to: int = Field(8, ge=1, description="widths are multiples of this (4 below 32 channels)")
     weight_bits: tuple[Literal[1, 2, 3, 4, 5, 6, 8, 16, 32], ...] = Field((3, 4, 8, 32), min_length=1)
     activations: tuple[Activations, ...] = Field(

@@ -117,6 +117,7 @@ class FrontSampler(BaseSampler):
         self._front, self._parents = np.zeros((0, 3)), self._options.encode([])
         self._trainings: list[float] = []
         self._seen: set[bytes] = set()
+        self._believed: dict[int, float] = {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All raw parameters: a proposal is always a whole plan."""
@@ -156,6 +157,11 @@ class FrontSampler(BaseSampler):
         order: list[int] = np.argsort(-gains, kind="stable").tolist()
         fresh = (i for i in order if _keys(self._options, pool.take(slice(i, i + 1)))[0] not in self._seen)
         return next(fresh, order[0])
+
+    def believed_drops(self, study: optuna.Study) -> Mapping[int, float]:
+        """What is believed of the drop of every trained trial, its measurement included, by the trial's number."""
+        self._learn(study)
+        return self._believed
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -197,6 +203,8 @@ class FrontSampler(BaseSampler):
             units = float(trial.user_attrs.get("trained_s") or self._reference.train_s) / self._reference.train_s
             self._trainings.append(max(1.0, units))
             self._damage.observe(one, drop, training=units, noise=self._reference.noise)
+            drop = self._damage.weighed(one, drop, training=units, noise=self._reference.noise)
+            self._believed[trial.number] = drop
             longer += self._reference.later / max(units, 1e-9)
         self._enter(one, (max(0.0, drop) * training_factor(longer), *ratios))
 

@@ -139,6 +139,18 @@ class DamageModel:
             middle = math.sqrt(max(drop, _FLOOR) * believed)
             self._belief.observe(features, drop, float(np.hypot(noise, _MISFIT * middle + _FLOOR)))
 
+    def weighed(self, one: Candidates, drop: float, *, training: float, noise: float) -> float:
+        """What is believed of the drop of a trained trial, its measurement included; arguments as of `observe`.
+
+        A measurement on few samples is partly luck, and of many trials the luckiest look best. So it is weighed
+        against what all trials together say of the plan: noise against what a sum of parts cannot explain.
+        """
+        if not self._learns:
+            return drop
+        believed, misfit = after_training(*self.sum_of_parts(one), training)
+        trust = float(misfit[0]) ** 2 / (float(misfit[0]) ** 2 + noise**2)
+        return float(believed[0]) + trust * (drop - float(believed[0]))
+
     def predict(self, candidates: Candidates, *, training: float = 1.0) -> tuple[Floats, Floats]:
         """Expected drop and its standard deviation, each [n]."""
         return after_training(*self.sum_of_parts(candidates), training)

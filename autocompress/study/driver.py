@@ -334,8 +334,9 @@ class Driver:
         deadline = deadline or self.search_end
         request = Request(
             trial=number, plan=plan, origin=origin, train_s=train_s, deadline=deadline,
-            rivals=tuple(self.rivals()), constraints=self.constraints, anchor=anchor or self._leaves_out("stop"),
-            rung=self._rung(), parent=parent.trial if parent else None, parent_plan=parent.plan if parent else None,
+            rivals=tuple(self.believed_rivals()), constraints=self.constraints,
+            anchor=anchor or self._leaves_out("stop"), rung=self._rung(),
+            parent=parent.trial if parent else None, parent_plan=parent.plan if parent else None,
             seen=parent.trained_samples if parent else 0,
             latency=self.store.latency(self.config.name, plan.structure_key()),
             soup=_members(soup), teachers=_members(teachers),
@@ -382,7 +383,7 @@ class Driver:
         return Constraints(max_drop=search.max_drop, max_size=search.max_size, max_latency=search.max_latency)
 
     def rivals(self) -> Iterator[Rival]:
-        """Every trained trial; an objective that the study does not have counts as equal for all."""
+        """Every trained trial as measured; an objective that the study does not have counts as equal for all."""
         objectives = self.config.search.objectives
         for record in self.trials:
             measured = record.measurement
@@ -397,6 +398,11 @@ class Driver:
                 else 0.0,
                 latency_ratio=measured.latency.ratio if "latency" in objectives else 0.0,
             )
+
+    def believed_rivals(self) -> list[Rival]:
+        """The same with the drops that the sampler believes in, if it does: the luckiest of many look too good."""
+        believed = self.ledger.believed_drops()
+        return [replace(r, drop=believed.get(r.trial, r.drop)) for r in self.rivals()]
 
     def _failure(self) -> str:
         """Why the search ends early: the same failure three times in a row, or in half of the last ten attempts.

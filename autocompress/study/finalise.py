@@ -79,14 +79,15 @@ def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
         return None
     seconds = left / count - driver.overhead_s()
     by_number = {t.trial: t for t in driver.trials}
+    rivals = driver.believed_rivals()
     prospects = {
         r.trial: prospect(
             r,
-            list(driver.rivals()),
+            rivals,
             longer=1 + seconds / by_number[r.trial].trained_s,
             max_drop=driver.constraints.max_drop,
         )
-        for r in driver.rivals()
+        for r in rivals
         if r.plan.trains and by_number[r.trial].trained_s > 0 and not _had_its_turn(r, driver)
     }
     best = max(prospects, key=lambda n: prospects[n], default=None)
@@ -112,7 +113,7 @@ def prospect(rival: Rival, rivals: list[Rival], *, longer: float, max_drop: floa
 def _teachers(driver: Driver) -> list[TrialRecord]:
     """The most accurate trained networks of the front before the last trainings: those teach along."""
     by_number = {t.trial: t for t in driver.trials}
-    trained = [r for r in driver.rivals() if by_number[r.trial].origin not in _NOT_TEACHING and r.plan.trains]
+    trained = [r for r in driver.believed_rivals() if by_number[r.trial].origin not in _NOT_TEACHING and r.plan.trains]
     return [by_number[r.trial] for r in sorted(trained, key=lambda r: (r.drop, r.trial))[:_TEACHERS]]
 
 
@@ -228,7 +229,7 @@ def _cascades_left(driver: Driver) -> int:
 def _networks(driver: Driver) -> list[Rival]:
     """Every trained trial that is a network of its own."""
     joined = {t.trial for t in driver.trials if t.cascade is not None}
-    return [r for r in driver.rivals() if r.trial not in joined]
+    return [r for r in driver.believed_rivals() if r.trial not in joined]
 
 
 def _reserve_s(driver: Driver) -> float:

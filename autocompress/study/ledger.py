@@ -7,7 +7,7 @@ right when the study is opened again.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -16,7 +16,7 @@ from optuna.trial import TrialState as OptunaState
 from autocompress.config import StudyConfig
 from autocompress.front.hypervolume import Direction
 from autocompress.records import TrialRecord, TrialState
-from autocompress.search.front_sampler import belief_of
+from autocompress.search.front_sampler import FrontSampler, belief_of
 from autocompress.search.ranges import distributions
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.database import explained, open_optuna_storage
@@ -83,6 +83,14 @@ class Ledger:
         """What the sampler believed of a plan that it proposed; empty if it keeps that to itself."""
         with explained(self._path):
             return belief_of(self._study._storage.get_trial_system_attrs(asked._trial_id))
+
+    def believed_drops(self) -> Mapping[int, float]:
+        """What the sampler believes of the drop of trained trials, measurements included, as far as it has a belief."""
+        sampler = self._study.sampler
+        if not isinstance(sampler, FrontSampler):
+            return {}
+        with explained(self._path):
+            return sampler.believed_drops(self._study)
 
     def tell(self, record: TrialRecord, asked: optuna.Trial | None = None) -> None:
         """Record a trial that ended: the one that was asked for, or one of our own making."""

@@ -73,6 +73,13 @@ def test_a_belief_that_was_sure_and_far_too_low_gives_way_and_a_failed_training_
     assert drop(damage, plan(1, 0)) < 3 * learned
 
 
+def test_a_measurement_counts_for_as_much_as_it_is_less_noisy_than_the_belief_is_uncertain(damage):
+    mean, sd = (float(part[0]) for part in damage.predict(plan(1, 0)))
+    assert damage.weighed(plan(1, 0), 0.0, training=1.0, noise=1e-9) == pytest.approx(0.0, abs=1e-9)
+    assert damage.weighed(plan(1, 0), 0.0, training=1.0, noise=sd) == pytest.approx(mean / 2)
+    assert damage.weighed(plan(1, 0), 0.0, training=1.0, noise=1e3) == pytest.approx(mean)
+
+
 def test_what_is_inside_of_a_removed_block_does_no_damage_of_its_own(damage):
     assert drop(damage, plan(0, 1, removed=True)) == drop(damage, plan(0, 0, removed=True)) > 0
 
