@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ _WARM_UP = 0.05  # share of the schedule
 _GUARD_S = 1.0
 _VIEWS = 2
 _MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk
+Answers = Callable[[tuple[Tensor, ...]], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,9 @@ class TeacherOutputs:
     All trials of a study visit the samples in the same order, so the first one pays for the teacher and
     the others do not. With augmentation the data is seen in a few fixed views, each kept like data of its own.
 
+    Attributes:
+        answers: computes what the teacher says if something is faster at that than the teacher itself.
+
     Args:
         teacher: in eval mode; None for training without one. A copy of it is kept on the trainer's device.
         train: the training split.
@@ -83,6 +87,7 @@ class TeacherOutputs:
     def __init__(self, teacher: nn.Module | None, train: Split, *, kind: Augment, trainer: Trainer, seed: int) -> None:
         self._trainer = trainer
         self.teacher = teacher
+        self.answers: Answers | None = None
         if teacher is not None and trainer.device.type != "cpu":
             self.teacher = copy.deepcopy(teacher).to(trainer.device)
         self._views: list[tuple[Tensor, ...]] = [train.inputs]
@@ -131,7 +136,9 @@ class TeacherOutputs:
             return None
         missing = ~self._known[view, indices]
         if missing.any():
-            fresh = _forward(self.teacher, tuple(t[missing] for t in inputs), self._trainer).float().cpu()
+            unknown = tuple(t[missing] for t in inputs)
+            fresh = self.answers(unknown) if self.answers else _forward(self.teacher, unknown, self._trainer)
+            fresh = fresh.float().cpu()
             known = self._outputs[view]
             if known is None:
                 known = self._outputs[view] = torch.zeros(self._known.shape[1], *fresh.shape[1:])
@@ -178,9 +185,8 @@ def finetune_(
     """
     bits = dict(weight_bits or {})
     low_bits = {n: b for n, b in bits.items() if b < 8}
-    model.train().to(trainer.device)
+    model.train().to(trainer.device).to(memory_format=torch.channels_last)
     sparsifier = Sparsifier(model, sparsity) if sparsity else None
-    layouts = _Layouts(model)
     optimizer = Muon(model.parameters(), lr=learning_rate, weight_decay=1e-4)
     clock = _Clock(seconds=seconds, steps=steps)
     curve: list[tuple[float, float]] = []
@@ -202,10 +208,9 @@ def finetune_(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * _schedule(share)
                 inputs, targets, soft = source.batch(*next(order))
-                with layouts.choosing():
-                    loss = _step(
-                        model, optimizer, inputs, targets, soft, trainer=trainer, distill=distill, companions=companions
-                    )
+                loss = _step(
+                    model, optimizer, inputs, targets, soft, trainer=trainer, distill=distill, companions=companions
+                )
                 finite = math.isfinite(loss)
                 clock.count += 1
                 curve.append((clock.elapsed(), loss))
@@ -235,7 +240,7 @@ def evaluate_in_torch(model: nn.Module, split: Split, trainer: Trainer) -> Tenso
 
 def prefers_bf16(model: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> bool:
     """Whether a training step under bfloat16 autocast is faster, by timing a few of each."""
-    took = {}
+    model, took = copy.deepcopy(model).train().to(device).to(memory_format=torch.channels_last), {}
     for bf16 in (False, True):
         trainer = Trainer(device=device, bf16=bf16, batch_size=len(inputs[0]))
         times = []
@@ -244,7 +249,6 @@ def prefers_bf16(model: nn.Module, inputs: Sequence[Tensor], device: torch.devic
             _forward(model, tuple(inputs), trainer).float().square().mean().backward()  # type: ignore[no-untyped-call]
             times.append(time.perf_counter() - start)
         took[bf16] = min(times)
-    model.zero_grad(set_to_none=True)
     return took[True] < 0.95 * took[False]
 
 
@@ -304,7 +308,7 @@ def _step(
 
 
 def _forward(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> Tensor:
-    moved = tuple(_like_weights(model, t.to(trainer.device)) for t in inputs)
+    moved = tuple(_channels_last(t.to(trainer.device)) for t in inputs)
     with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bf16):
         result: Tensor = model(*moved)
     return result
@@ -337,49 +341,17 @@ def _schedule(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - _WARM_UP) / (1 - _WARM_UP))) + 1e-3
 
 
-class _Layouts:
-    """Finds the faster memory format of a network with images during its first steps, which train like any other.
+def _channels_last(tensor: Tensor) -> Tensor:
+    """Images in the memory format that trains fastest, anything else as it is.
 
-    Channels-last is faster for most; batch norms over fewer than 16 channels are several times slower in it.
+    With a single channel they are in every format at once, and the network would go on in the slower one: hence the
+    strides, which only say what is so already.
     """
-
-    formats = (torch.channels_last, torch.contiguous_format)
-    steps_each = 3  # the first after a change is slower
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._took: list[float] = []
-        self._left = self.steps_each * len(self.formats) if _has_images(model) else 0
-
-    @contextmanager
-    def choosing(self) -> Iterator[None]:
-        if self._left == 0:
-            yield
-            return
-        done = len(self._took)
-        if done % self.steps_each == 0:
-            self._model.to(memory_format=self.formats[done // self.steps_each])
-        start = time.perf_counter()
-        yield
-        self._took.append(time.perf_counter() - start)
-        self._left -= 1
-        if self._left == 0:
-            per_format = [self._took[i + 1 : i + self.steps_each] for i in range(0, len(self._took), self.steps_each)]
-            best = min(range(len(self.formats)), key=lambda i: min(per_format[i]))
-            self._model.to(memory_format=self.formats[best])
-
-
-def _has_images(model: nn.Module) -> bool:
-    return any(isinstance(m, nn.Conv2d) for m in model.modules())
-
-
-def _like_weights(model: nn.Module, tensor: Tensor) -> Tensor:
-    """Images in the memory format of the network's convolutions."""
     if tensor.ndim != 4:
         return tensor
-    weights = (m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1))
-    last = any(w.shape[1] > 1 and w.is_contiguous(memory_format=torch.channels_last) for w in weights)
-    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    _, channels, height, width = tensor.shape
+    images = tensor.contiguous(memory_format=torch.channels_last)
+    return images.as_strided(images.shape, (channels * height * width, 1, channels * width, channels))
 
 
 def _thin(curve: list[tuple[float, float]], points: int = 60) -> tuple[tuple[float, float], ...]:

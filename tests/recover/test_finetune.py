@@ -12,7 +12,7 @@ from tiny import TinyNet, make_tiny_data
 from tiny_study import trained_model
 from torch import Tensor, nn
 
-from autocompress.compress.quantize import FakeQuantize, limit_for, settle_weights_
+from autocompress.compress.quantize import FakeQuantize, limit_for, quantize_weights_, settle_weights_
 from autocompress.plan import DistillPlan
 from autocompress.recover import finetune
 from autocompress.recover.data import Split
@@ -81,13 +81,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.fixture
-def fixed_layout(monkeypatch):
-    """The choice of a memory format is by the clock, and formats differ in the last bits."""
-    monkeypatch.setattr(finetune._Layouts, "formats", (torch.contiguous_format,))
-
-
-def test_steps_and_a_seed_decide_everything(train, fixed_layout):
+def test_steps_and_a_seed_decide_everything(train):
     (one, first), (two, second), (other, _) = (recover(train, seed=s) for s in (3, 3, 4))
     assert first.steps == second.steps == 20
     assert [loss for _, loss in first.curve] == [loss for _, loss in second.curve]
@@ -104,15 +98,36 @@ def test_training_learns_and_leaves_the_network_in_eval_mode(train):
     assert accuracy > 0.8
 
 
-def test_the_memory_format_changes_no_result_beyond_rounding(train, monkeypatch):
-    found = []
-    for chosen in (torch.contiguous_format, torch.channels_last):
-        monkeypatch.setattr(finetune._Layouts, "formats", (chosen,))
-        found.append(recover(train, steps=4)[0])
-    example = train.inputs[0][:16]
-    with torch.no_grad():
-        assert torch.allclose(found[0](example), found[1](example), atol=1e-3)
-    assert all(p.is_contiguous() for model in found for p in model.parameters()), "plain tensors for the export"
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_reach_every_convolution_in_the_faster_format_also_with_rounded_weights(channels):
+    model = quantize_weights_(nn.Sequential(nn.Conv2d(channels, 8, 3), nn.Conv2d(8, 8, 1)), {"0": 4, "1": 4})
+    model.to(memory_format=torch.channels_last)
+    x = torch.randn(2, channels, 6, 6)
+    images = finetune._channels_last(x)
+    assert torch.equal(images, x)
+    assert model[0](images).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(finetune._channels_last(torch.ones(2, 3)), torch.ones(2, 3))
+
+
+def test_parameters_are_plain_tensors_after_a_training(train):
+    model, _ = recover(train, steps=4)
+    assert all(p.is_contiguous() for p in model.parameters())
+
+
+def test_what_answers_for_the_teacher_is_asked_once_per_sample(train):
+    asked: list[int] = []
+
+    def answers(inputs):
+        asked.append(len(inputs[0]))
+        return inputs[0].flatten(1)[:, :4].double()
+
+    source = TeacherOutputs(TinyNet().eval(), train, kind="none", trainer=TRAINER, seed=0)
+    source.answers = answers
+    first = source.batch(torch.tensor([3, 5]), 0)[2]
+    second = source.batch(torch.tensor([5, 7, 3]), 1)[2]
+    assert asked == [2, 1]
+    assert torch.equal(first, train.inputs[0][[3, 5]].flatten(1)[:, :4])
+    assert torch.equal(second, train.inputs[0][[5, 7, 3]].flatten(1)[:, :4])
 
 
 def test_seconds_end_a_training_too(train):

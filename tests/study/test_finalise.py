@@ -91,7 +91,8 @@ def driver_of(rivals: list[Rival], *, seconds: float, monkeypatch: pytest.Monkey
     monkeypatch.setattr(finalise, "_reserve_s", lambda _: 1.0)
     driver = SimpleNamespace(
         trials=[TrialRecord(trial=r.trial, state=TrialState.COMPLETE, plan=r.plan) for r in rivals],
-        rivals=lambda: iter(rivals), believed_rivals=lambda: list(rivals), overhead_s=lambda: 1.0, at_limit=False, end=time.monotonic() + seconds,
+        rivals=lambda: iter(rivals), believed_rivals=lambda: list(rivals), overhead_s=lambda: 1.0,
+        at_limit=False, end=time.monotonic() + seconds,
         say=lambda _: None, evaluate=lambda plan, **more: asked.append((plan, more)),
     )  # fmt: skip
     return driver, asked

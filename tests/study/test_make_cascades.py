@@ -276,7 +276,8 @@ def driver_of(study: Any, *answers: TrialRecord | WorkerDied) -> tuple[Any, list
     config = load_config({"search": {"cascade": True, "max_trials": 2}}, name="s")
     driver = SimpleNamespace(
         source=SimpleNamespace(last_timing_s=0.8),
-        trials=list(study.records), rivals=lambda: iter(request.rivals), believed_rivals=lambda: list(request.rivals), config=config, constraints=Constraints(),
+        trials=list(study.records), rivals=lambda: iter(request.rivals), believed_rivals=lambda: list(request.rivals),
+        config=config, constraints=Constraints(),
         at_limit=True, end=time.monotonic() + 60, data_sizes={"val": 100, "test": 100}, say=lambda _: None,
         ledger=SimpleNamespace(next_number=3), worker=SimpleNamespace(call=call), ensure_worker=lambda: None,
     )  # fmt: skip
