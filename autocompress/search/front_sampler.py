@@ -115,6 +115,7 @@ class FrontSampler(BaseSampler):
         self._independent = RandomSampler(seed=seed)
         self._learned = 0
         self._front, self._parents = np.zeros((0, 3)), self._options.encode([])
+        self._unit_drops = np.zeros(0)  # of the parents: what one usual training would leave
         self._trainings: list[float] = []
         self._seen: set[bytes] = set()
         self._believed: dict[int, float] = {}
@@ -140,17 +141,32 @@ class FrontSampler(BaseSampler):
         """
         usual = self._usual_training()
         pool, sources = self._pool()
-        parts = self._damage.sum_of_parts(pool)
-        mean, sd = after_training(*parts, usual + self._reference.later)
+        parts = self._from_kin(pool)
+        mean, sd = after_training(*parts[:2], usual + self._reference.later, parts[2])
         cheap = self._cheap(pool)
         gains = expected_gain(mean, sd, cheap, self._front) * self._allowed(mean, sd, cheap)
         best = self._best_unseen(pool, gains)
-        drop, spread = after_training(*parts, usual)
+        drop, spread = after_training(*parts[:2], usual, parts[2])
         belief: dict[str, Any] = {
             "drop": float(drop[best]), "sd": float(spread[best]), "size_ratio": float(cheap[best, 0]),
             "latency_ratio": float(cheap[best, 1]), "gain": float(gains[best]), "source": sources[best],
         }  # fmt: skip
         return {**self._settings(), **self._options.params(pool, best)}, belief
+
+    def _from_kin(self, pool: Candidates) -> tuple[Floats, Floats, Floats]:
+        """The sum of parts, mean and standard deviation, and what of its misfit is unknown, each [n].
+
+        What the sum cannot explain of a trained plan it cannot explain of plans like it either: they inherit it, as
+        far as they are alike, and drawing one of them again is no new chance.
+        """
+        mean, sd = self._damage.sum_of_parts(pool)
+        if not len(self._parents) or "surrogate" in self._without:
+            return mean, sd, np.ones(len(pool))
+        unlike = self._damage.unlike(pool, self._parents)
+        nearest = unlike.argmin(1)
+        least = unlike[np.arange(len(pool)), nearest]
+        unexplained = self._unit_drops - self._damage.sum_of_parts(self._parents)[0]
+        return mean + (1 - least) * unexplained[nearest], sd, least
 
     def _best_unseen(self, pool: Candidates, gains: Floats) -> int:
         """The plan of the largest gain that was not trained yet, or the very largest if all were."""
@@ -182,8 +198,7 @@ class FrontSampler(BaseSampler):
         if plan is None or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             return
         one = self._options.encode([plan])
-        if trial.number > 0 and plan.trains:
-            self._seen.update(_keys(self._options, one))
+        self._seen.update(_keys(self._options, one))
         size, latency = self._weighed(trial)
         gone = self._space.facts.layers_in(plan.removed_blocks)
         asked = {plan.weight_bits.get(n.name, 32) for n in self._space.facts.layers if n.name not in gone}
@@ -198,7 +213,7 @@ class FrontSampler(BaseSampler):
             (size or 0.0) / self._reference.size_bytes,
             (latency or 0.0) / self._reference.latency_ms,
         )
-        longer = 1.0
+        longer = unit = 1.0
         if plan.trains:
             units = float(trial.user_attrs.get("trained_s") or self._reference.train_s) / self._reference.train_s
             self._trainings.append(max(1.0, units))
@@ -206,15 +221,17 @@ class FrontSampler(BaseSampler):
             drop = self._damage.weighed(one, drop, training=units, noise=self._reference.noise)
             self._believed[trial.number] = drop
             longer += self._reference.later / max(units, 1e-9)
-        self._enter(one, (max(0.0, drop) * training_factor(longer), *ratios))
+            unit = training_factor(units)
+        self._enter(one, (max(0.0, drop) * training_factor(longer), *ratios), max(0.0, drop) / unit)
 
-    def _enter(self, plan: Candidates, point: tuple[float, float, float]) -> None:
+    def _enter(self, plan: Candidates, point: tuple[float, float, float], unit_drop: float) -> None:
         """Add (drop, size ratio, latency ratio) as the last stage would leave them; what they beat goes."""
         if ((self._front <= point).all(1) & (self._front < point).any(1)).any():
             return
         stays = ~((point <= self._front).all(1) & (point < self._front).any(1))
         self._front = np.vstack([self._front[stays], point])
         self._parents = stack([self._parents.take(np.flatnonzero(stays)), plan])
+        self._unit_drops = np.append(self._unit_drops[stays], unit_drop)
 
     def _usual_training(self) -> float:
         """Training that a proposal will have had, its parents' included: as much as the last ones."""

@@ -20,6 +20,7 @@ _STEEP = 4.0  # of the share of zeros with which the damage grows
 _OWN_WAY = 0.5  # sd of a group's or layer's own weight, relative to its scale
 _AT_LEAST = 0.2  # of the scale: no group and no layer is ever free
 _MISFIT, _FLOOR = 0.2, 0.001  # sd of a drop that the sum of parts cannot explain: relative, absolute
+_SUREST = 1e-4  # sd of any belief
 _AT_ONCE = 16  # observations for which a covariance is brought up to date
 _DECAY = 0.5  # the damage falls with the square root of the training
 
@@ -160,6 +161,25 @@ class DamageModel:
         features = self._features(candidates)
         return self._belief.mean_of(features), self._belief.sd_of(features)
 
+    def unlike(self, candidates: Candidates, others: Candidates) -> Floats:
+        """How differently what two plans are believed to lose is spread over the network, from 0 to 1, [n, others].
+
+        A plan that rounds one layer of another one further is nearly alike; plans that narrow other groups are not.
+        """
+        weights = self._belief.mean.copy()
+        groups, layers = len(self.width), len(self.bits)
+        own = 3 + np.arange(groups + layers + len(self.blocks))
+        weights[own] += np.repeat(weights[[0, 1, 0]], (groups, layers, len(self.blocks)))
+        weights[:2] = 0.0  # the sums of what stands behind them
+        if self._options.factors:
+            weights[self._ranks + 1 :] += weights[self._ranks]
+            weights[self._ranks] = 0.0
+        weights = np.maximum(weights, 0.0)
+        ours, theirs = self._features(candidates) * weights, self._features(others) * weights
+        both = np.square(ours).sum(1)[:, None] + np.square(theirs).sum(1)
+        apart = np.maximum(both - 2 * ours @ theirs.T, 0.0)
+        return _root(apart / np.maximum(both, 1e-12))
+
     def tables(self, jitter: np.random.Generator | None = None) -> tuple[Floats, Floats, Floats, Floats]:
         """Damage per width, bits, block and rank as now believed, or as drawn from the belief: what the solver adds."""
         theta = self._belief.mean
@@ -197,10 +217,15 @@ class DamageModel:
         return found
 
 
-def after_training(mean: Floats, sd: Floats, training: float) -> tuple[Floats, Floats]:
-    """Expected drop and its standard deviation, what the sum of parts cannot explain included, each [n]."""
+def after_training(mean: Floats, sd: Floats, training: float, unlike: Floats | float = 1.0) -> tuple[Floats, Floats]:
+    """Expected drop and its standard deviation, what the sum of parts cannot explain included, each [n].
+
+    Args:
+        unlike: share of that which is not known from a plan that is alike.
+    """
     left = training_factor(training)
-    return left * mean, np.hypot(left * sd, _FLOOR + _MISFIT * np.maximum(left * mean, 0.0))
+    misfit = unlike * (_FLOOR + _MISFIT * np.maximum(left * mean, 0.0))
+    return left * mean, np.maximum(np.hypot(left * sd, misfit), _SUREST)
 
 
 @overload

@@ -233,3 +233,26 @@ def test_a_number_names_a_place_and_a_direction():
     sixths = [_step((i + 0.5) / 6, 3) for i in range(6)]
     assert sixths == [(0, -1), (0, 1), (1, -1), (1, 1), (2, -1), (2, 1)]
     assert _step(np.nextafter(1.0, 0.0), 3) == (2, 1), "never beyond the last"
+
+
+def test_plans_like_one_that_turned_out_worse_than_its_parts_are_expected_to_be_worse_too(chain):
+    engine = sampler(chain)
+    study = open_study(engine)
+    first = ask(study, chain)
+    study.tell(first, [0.80, 10_000, 0.5])
+    ask(study, chain)
+    one = engine._options.encode([chain.decode(first.params)])
+    mean, _, unknown = engine._from_kin(one)
+    assert unknown[0] == pytest.approx(0.0, abs=1e-6)
+    assert mean[0] == pytest.approx(engine.believed_drops(study)[0])
+    assert mean[0] > engine._damage.sum_of_parts(one)[0][0]
+
+
+def test_nothing_is_proposed_twice_as_long_as_there_is_something_new(chain):
+    study = open_study(sampler(chain))
+    keys = []
+    for _ in range(12):
+        trial = ask(study, chain)
+        keys.append(chain.decode(trial.params).structure_key())
+        study.tell(trial, [0.5, 1.0, 1.0])
+    assert len(set(keys)) == len(keys)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autocompress.search.options import Candidates, Options
-from autocompress.search.surrogate import DamageModel, LinearBelief, training_factor
+from autocompress.search.surrogate import DamageModel, LinearBelief, after_training, training_factor
 
 
 @pytest.mark.parametrize("count", [12, 16, 40])  # the covariance is brought up to date for 16 at once
@@ -117,3 +117,18 @@ def test_one_layer_bears_low_rank_and_the_other_does_not(factored, factored_opti
     rank = damage.tables()[3]
     assert rank[1, 1] > 3 * rank[2, 1] > 0
     assert rank[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_plans_are_alike_as_far_as_they_lose_at_the_same_places(damage):
+    unlike = damage.unlike(plan(1, 0), plan(1, 0))
+    assert unlike == pytest.approx(0.0, abs=1e-6)
+    assert damage.unlike(plan(1, 0), plan(0, 1)) == pytest.approx(1.0)
+    assert damage.unlike(plan(1, 1), plan(1, 0)) == pytest.approx((1 / 3) ** 0.5)  # one part of two, of 2 + 1 in all
+
+
+def test_a_misfit_is_what_is_unknown_of_plans_that_are_like_no_other(damage):
+    parts = damage.sum_of_parts(plan(1, 0))
+    mean, new = after_training(*parts, 1.0)
+    _, known = after_training(*parts, 1.0, np.zeros(1))
+    assert known == pytest.approx(parts[1])
+    assert new == pytest.approx(np.hypot(parts[1], 0.001 + 0.2 * mean))
