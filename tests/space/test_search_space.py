@@ -22,13 +22,15 @@ GROUPS = (
 LAYERS = tuple(
     LayerFacts(name=name, kind="conv", weights=100, out_channels=8) for name in ("conv1", "conv2", "conv3", "fc")
 )
-SPACE = SearchSpace(config=SpaceConfig(), facts=ModelFacts(layers=LAYERS, groups=GROUPS))
+SPACE = SearchSpace(
+    config=SpaceConfig(max_prune_ratio=0.75, learning_rate=(4e-3, 2e-3)), facts=ModelFacts(layers=LAYERS, groups=GROUPS)
+)
 
 BLOCKS = (
     BlockFacts(name="a", layers=("conv2", "conv3"), groups=("conv2",)),
     BlockFacts(name="b", layers=("conv4",), groups=("conv4",)),
 )
-WITH_BLOCKS = SearchSpace(config=SpaceConfig(), facts=ModelFacts(layers=LAYERS, groups=GROUPS, blocks=BLOCKS))
+WITH_BLOCKS = SearchSpace(config=SPACE.config, facts=ModelFacts(layers=LAYERS, groups=GROUPS, blocks=BLOCKS))
 
 
 def test_a_group_keeps_the_nearest_multiple_of_its_granule_and_never_nothing():
