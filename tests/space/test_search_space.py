@@ -121,7 +121,7 @@ def test_every_block_is_a_parameter_unless_the_study_says_no():
     assert set(WITH_BLOCKS.raw()) - set(SPACE.raw()) == {"remove_block/a", "remove_block/b"}
     assert WITH_BLOCKS.raw()["remove_block/a"].choices == (False, True)
     assert WITH_BLOCKS.knobs() == SPACE.knobs()
-    without = SearchSpace(config=SpaceConfig(remove_blocks=False), facts=WITH_BLOCKS.facts)
+    without = replace(WITH_BLOCKS, config=WITH_BLOCKS.config.model_copy(update={"remove_blocks": False}))
     assert without.raw() == SPACE.raw()
     assert without.encode(WITH_BLOCKS.decode({"remove_block/a": True})) is None
     assert without.encode(WITH_BLOCKS.decode({})) is not None
