@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -211,6 +214,39 @@ def test_read_idx_gives_back_what_was_written(tmp_path: Path) -> None:
 
 def test_cifar10_is_not_fetched_unasked(nowhere: Path) -> None:
     with pytest.raises(UsageError, match=r"CIFAR10 could not be read.*AUTOCOMPRESS_DATA.*--set data.download=true"):
+        cifar10()
+
+
+def test_cifar10_is_read_from_torchvisions_own_files(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the published layout with a few images; torchvision knows the real ones by their digests."""
+    kind = torchvision.datasets.CIFAR10
+    folder = nowhere / "mine" / kind.base_folder
+    folder.mkdir(parents=True)
+    white_red_channel = np.repeat(np.array([255, 0, 0], np.uint8), 32 * 32)
+    batches = {f"data_batch_{i}": [i, 9 - i] for i in range(1, 6)} | {"test_batch": [7]}
+
+    def write(name: str, content: dict[str, object]) -> str:
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    digests = {
+        name: write(name, {"data": np.tile(white_red_channel, (len(labels), 1)), "labels": labels})
+        for name, labels in batches.items()
+    }
+    meta = write("batches.meta", {"label_names": [str(i) for i in range(10)]})
+    monkeypatch.setattr(kind, "train_list", [[n, d] for n, d in digests.items() if n != "test_batch"])
+    monkeypatch.setattr(kind, "test_list", [["test_batch", digests["test_batch"]]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": meta})
+    monkeypatch.setenv("AUTOCOMPRESS_DATA", str(nowhere / "mine"))
+    pairs = cifar10()
+    assert {split: tuple(inputs.shape) for split, (inputs, _) in pairs.items()} == {
+        "train": (10, 3, 32, 32), "test": (1, 3, 32, 32)
+    }  # fmt: skip
+    assert pairs["train"][1].tolist() == [1, 8, 2, 7, 3, 6, 4, 5, 5, 4]
+    red, green = pairs["test"][0][0, 0, 0, 0].item(), pairs["test"][0][0, 1, 31, 31].item()
+    assert (red, green) == pytest.approx(((1 - 0.4914) / 0.2470, -0.4822 / 0.2435), rel=1e-5)
+    (folder / "test_batch").write_bytes(b"cut off")
+    with pytest.raises(UsageError, match="CIFAR10 could not be read"):
         cifar10()
 
 
