@@ -168,6 +168,7 @@ class TrialRecord(Record):
             (two networks in one file).
         parent: the trial whose weights this one started from; None: the teacher's.
         trained_s: seconds of training in its weights, those of its parents included.
+        equivalent_s: seconds of one single training that brings as much as these one after another.
         trained_samples: that those trainings have seen.
         rung_drop: of the metric, on a part of the validation data when a part of the training was done.
         rung_s: seconds of the training until then, that look included.
@@ -194,6 +195,7 @@ class TrialRecord(Record):
     spent_s: float = 0.0
     learning_curve: tuple[tuple[float, float], ...] = ()
     trained_s: float = 0.0
+    equivalent_s: float = 0.0
     trained_samples: int = 0
     rung_drop: float | None = None
     rung_s: float | None = None

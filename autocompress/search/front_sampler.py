@@ -28,7 +28,7 @@ from autocompress.search.ranges import distributions
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Prices, Solver
 from autocompress.search.stopping import Constraints
-from autocompress.search.surrogate import DamageModel, after_training, training_factor
+from autocompress.search.surrogate import DamageModel, after_training, trained_on, training_factor
 from autocompress.space.search_space import Parameter, SearchSpace
 
 BELIEF = "autocompress:belief"
@@ -55,7 +55,7 @@ class Reference:
         noise: standard deviation of a measured drop.
         latency_noise: of a measured latency, relative.
         train_s: usual training of one trial in seconds.
-        later: training that the last stage adds to what is worth it, in units of `train_s`.
+        later: training that the last stage gives to what is worth it, in units of `train_s`.
     """
 
     metric: float
@@ -74,7 +74,8 @@ class FrontSampler(BaseSampler):
 
     It serves any Optuna study whose parameters are `SearchSpace.raw()` and whose values are those of
     `Reference.objectives`. A trial may say in its user attributes `plan` what it was where it has no parameters,
-    `size_and_latency` what was measured before it was stopped, and `trained_s` how long it was trained.
+    `size_and_latency` what was measured before it was stopped, and `trained_s` how long it was trained,
+    or how long one training takes that brings as much.
 
     Args:
         space: of the plans.
@@ -142,7 +143,7 @@ class FrontSampler(BaseSampler):
         usual = self._usual_training()
         pool, sources = self._pool()
         parts = self._from_kin(pool)
-        mean, sd = after_training(*parts[:2], usual + self._reference.later, parts[2])
+        mean, sd = after_training(*parts[:2], trained_on(usual, self._reference.later), parts[2])
         cheap = self._cheap(pool)
         gains = expected_gain(mean, sd, cheap, self._front) * self._allowed(mean, sd, cheap)
         best = self._best_unseen(pool, gains)
@@ -220,7 +221,7 @@ class FrontSampler(BaseSampler):
             self._damage.observe(one, drop, training=units, noise=self._reference.noise)
             drop = self._damage.weighed(one, drop, training=units, noise=self._reference.noise)
             self._believed[trial.number] = drop
-            longer += self._reference.later / max(units, 1e-9)
+            longer = trained_on(units, self._reference.later) / units
             unit = training_factor(units)
         self._enter(one, (max(0.0, drop) * training_factor(longer), *ratios), max(0.0, drop) / unit)
 

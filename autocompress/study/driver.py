@@ -37,6 +37,7 @@ from autocompress.search.front_sampler import Reference
 from autocompress.search.inherit import choose_parent
 from autocompress.search.sampler import make_sampler
 from autocompress.search.stopping import Constraints, Rival, Rung, learn_rung
+from autocompress.search.surrogate import trained_on
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
 from autocompress.study.finalise import finalise
@@ -352,7 +353,8 @@ class Driver:
             record = replace(failed, reason=f"internal error: {str(error).strip().splitlines()[-1]}")
         if record.state is TrialState.COMPLETE:
             own = record.durations_s.get("train", 0.0)
-            record = replace(record, trained_s=own + (parent.trained_s if parent else 0.0))
+            before, worth = (parent.trained_s, parent.equivalent_s) if parent else (0.0, 0.0)
+            record = replace(record, trained_s=before + own, equivalent_s=trained_on(worth, own))
         return self.finish(record, asked)
 
     def ensure_worker(self) -> None:

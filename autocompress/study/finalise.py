@@ -13,7 +13,7 @@ from autocompress.front.pareto import non_dominated
 from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
 from autocompress.search.stopping import MIN_GAIN, Rival
-from autocompress.search.surrogate import training_factor
+from autocompress.search.surrogate import trained_on, training_factor
 from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.requests import MOST_CASCADES, CascadeRequest, Examination
 from autocompress.study.variants import best_variant
@@ -84,11 +84,11 @@ def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
         r.trial: prospect(
             r,
             rivals,
-            longer=1 + seconds / by_number[r.trial].trained_s,
+            longer=trained_on(before, seconds) / before,
             max_drop=driver.constraints.max_drop,
         )
         for r in rivals
-        if r.plan.trains and by_number[r.trial].trained_s > 0 and not _had_its_turn(r, driver)
+        if r.plan.trains and (before := by_number[r.trial].equivalent_s) > 0 and not _had_its_turn(r, driver)
     }
     best = max(prospects, key=lambda n: prospects[n], default=None)
     return None if best is None or prospects[best] < MIN_GAIN else (by_number[best], seconds)
@@ -100,7 +100,7 @@ def _had_its_turn(rival: Rival, driver: Driver) -> bool:
 
 
 def prospect(rival: Rival, rivals: list[Rival], *, longer: float, max_drop: float | None = None) -> float:
-    """Hypervolume that a trial is expected to add when it has been trained `longer` times as long in all.
+    """Hypervolume that a trial is expected to add when its training is worth `longer` times what it was.
 
     One that would still lose more than `max_drop` counts for little.
     """

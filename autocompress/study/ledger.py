@@ -162,7 +162,7 @@ class Ledger:
             "reason": record.reason,
             "artifact": record.artifact,
             "size_and_latency": self._cheap(record),
-            "trained_s": record.trained_s,
+            "trained_s": record.equivalent_s,
         }
         if record.origin in ("search", "cascade"):  # a cascade is no plan: nothing can be learned from it
             return attributes

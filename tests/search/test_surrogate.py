@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autocompress.search.options import Candidates, Options
-from autocompress.search.surrogate import DamageModel, LinearBelief, after_training, training_factor
+from autocompress.search.surrogate import DamageModel, LinearBelief, after_training, trained_on, training_factor
 
 
 @pytest.mark.parametrize("count", [12, 16, 40])  # the covariance is brought up to date for 16 at once
@@ -94,6 +94,17 @@ def test_without_learning_nothing_is_learned(block_options):
 def test_longer_training_leaves_less_damage(damage):
     assert training_factor(4.0) == pytest.approx(0.5)
     assert drop(damage, plan(1, 1), training=4.0) == pytest.approx(drop(damage, plan(1, 1)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("trainings", "worth"),
+    [((2.5,), 2.5), ((2.5,) * 4, 5.0), ((2.5, 10.0), 12.5), ((12.5, 2.5), 12.5), ((4.0, 0.0), 4.0)],
+)
+def test_trainings_one_after_another_are_worth_at_most_twice_the_longest(trainings, worth):
+    before = 0.0
+    for own in trainings:
+        before = trained_on(before, own)
+    assert before == worth
 
 
 def test_a_trial_that_was_trained_longer_says_more_of_the_short_ones(damage):

@@ -101,6 +101,18 @@ def test_the_baseline_is_the_dense_file_as_measured(run: Run):
     assert 0 < baseline.latency_sd < 1
 
 
+def test_a_trial_counts_what_it_and_its_parents_were_trained(run: Run):
+    by_number = {t.trial: t for t in run.result.trials}
+    trained = [t for t in by_number.values() if t.trained_s > 0]
+    heirs = [t for t in trained if t.parent is not None]
+    assert heirs, "no trial started from another one's weights"
+    for trial in trained:
+        own, parent = trial.durations_s.get("train", 0.0), by_number.get(trial.parent or -1)
+        before, worth = (parent.trained_s, parent.equivalent_s) if parent else (0.0, 0.0)
+        assert trial.trained_s == pytest.approx(before + own)
+        assert trial.equivalent_s == pytest.approx(max(worth, own + min(worth, own)))
+
+
 def test_the_plans_everybody_would_try_are_the_first(run: Run):
     trials = run.result.trials
     assert [t.trial for t in trials] == list(range(len(trials)))
