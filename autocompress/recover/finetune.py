@@ -26,10 +26,12 @@ from autocompress.recover.companions import Companion
 from autocompress.recover.data import Augment, augment, batches
 from autocompress.recover.distill import recovery_loss
 from autocompress.recover.muon import Muon
+from autocompress.recover.rate import disagreement, rate_share
 from autocompress.recover.read import Split
 
 _WARM_UP = 0.05  # share of the schedule
 _GUARD_S = 1.0
+_TIMED = 2  # steps after which it is known how long one takes; the first one is slower
 _VIEWS = 2
 _MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk
 Answers = Callable[[tuple[Tensor, ...]], Tensor]
@@ -172,7 +174,7 @@ def finetune_(
 
     Args:
         seconds: of training; the learning rate rises for 5 % of them and then falls to zero along a cosine.
-        learning_rate: its peak, as `Muon` takes it.
+        learning_rate: its peak, as `Muon` takes it; `rate_share` lowers it where there are only a few steps.
         seen: samples that the network was trained on before; it goes on where that training ended.
         weight_bits: layers to round; those below 8 bits are rounded while training, the others afterwards.
         levels: that rounding leaves, as in the plan.
@@ -191,6 +193,7 @@ def finetune_(
     clock = _Clock(seconds=seconds, steps=steps)
     curve: list[tuple[float, float]] = []
     finite, rounding = True, False
+    peak, damage = learning_rate, 0.0
     order = _epochs(source, trainer.batch_size, seed, seen)
     while (share := clock.share()) < 1 and finite:
         with trainer.guard():
@@ -201,18 +204,21 @@ def finetune_(
                         finite = False
                         break
                     fed = tuple(t.to(trainer.device) for t in feedback)
-                    _start_rounding_(model, low_bits, levels, fed, optimizer, learning_rate)
+                    _start_rounding_(model, low_bits, levels, fed, optimizer, peak)
                     rounding = True
                 if sparsifier:
                     sparsifier.step(share)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * _schedule(share)
+                    group["lr"] = peak * _schedule(share)
                 inputs, targets, soft = source.batch(*next(order))
-                loss = _step(
+                loss, outputs = _step(
                     model, optimizer, inputs, targets, soft, trainer=trainer, distill=distill, companions=companions
                 )
                 finite = math.isfinite(loss)
-                clock.count += 1
+                clock.tick()
+                if soft is not None and clock.count <= _TIMED:
+                    damage = disagreement(outputs.cpu(), soft, targets) if clock.count == 1 else damage
+                    peak = learning_rate * rate_share(damage, clock.expected_steps())
                 curve.append((clock.elapsed(), loss))
                 on_step(share)
                 share = clock.share()
@@ -257,7 +263,14 @@ class _Clock:
     seconds: float
     steps: int | None
     count: int = 0
+    step_s: float = 0.0
+    ticked: float = 0.0
     start: float = field(default_factory=time.perf_counter)
+
+    def tick(self) -> None:
+        """A step is done."""
+        now = self.elapsed()
+        self.count, self.step_s, self.ticked = self.count + 1, now - self.ticked, now
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.start
@@ -265,6 +278,11 @@ class _Clock:
     def share(self) -> float:
         by_time = self.elapsed() / max(self.seconds, 1e-9)
         return by_time if self.steps is None else max(by_time, self.count / self.steps)
+
+    def expected_steps(self) -> float:
+        """How many there will be if all take as long as the last one."""
+        by_time = self.seconds / max(self.step_s, 1e-9)
+        return by_time if self.steps is None else min(by_time, self.steps)
 
 
 def _epochs(source: TeacherOutputs, batch_size: int, seed: int, seen: int) -> Iterator[tuple[Tensor, int]]:
@@ -288,7 +306,8 @@ def _step(
     trainer: Trainer,
     distill: DistillPlan,
     companions: Sequence[Companion] = (),
-) -> float:
+) -> tuple[float, Tensor]:
+    """One step of the optimizer; the loss, and the outputs before it."""
     outputs = _forward(model, inputs, trainer).float()
     soft = None if soft is None else soft.to(trainer.device)
     loss = recovery_loss(
@@ -304,7 +323,7 @@ def _step(
     optimizer.step()
     for companion in companions:
         companion.after_step(model)
-    return float(loss.detach())
+    return float(loss.detach()), outputs.detach()
 
 
 def _forward(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> Tensor:

@@ -21,6 +21,8 @@ _ITERATIONS, _COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonalised steps for weights with several inputs, Adam for biases, norms and depthwise weights.
 
+    A matrix that is too large to orthogonalise takes Adam's steps, as long as an orthogonalised one would be.
+
     Args:
         lr: of the Adam part; the steps of matrices are in proportion to it.
         weight_decay: decoupled, for matrices only.
@@ -63,11 +65,16 @@ def _by_shape(parameters: list[nn.Parameter]) -> dict[tuple[int, ...], list[nn.P
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    """Whether a parameter [out, in, *kernel] is worth it: a depthwise one has one input, a huge one takes too long."""
-    if parameter.ndim < 2 or min(parameter.shape[:2]) < 2:
+    """Whether a parameter is orthogonalised: a huge matrix would take too long."""
+    if not _has_inputs(parameter):
         return False
     rows, columns = len(parameter), parameter[0].numel()
     return rows * columns * min(rows, columns) <= _MOST_WORK
+
+
+def _has_inputs(parameter: Tensor) -> bool:
+    """Whether it is a matrix [out, in, *kernel] of more than one input: a depthwise one is none."""
+    return parameter.ndim >= 2 and min(parameter.shape[:2]) >= 2
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -94,4 +101,15 @@ def _adam_step_(vectors: list[nn.Parameter], moments: dict[str, Any], rate: floa
     scale = (second / (1 - _BETAS[1] ** count)).sqrt_().add_(_EPSILON)
     step = first / scale * (-rate / (1 - _BETAS[0] ** count))
     for parameter, part in zip(vectors, step.split([p.numel() for p in vectors]), strict=True):
-        parameter.add_(part.view_as(parameter))
+        parameter.add_(part.view_as(parameter), alpha=_adam_share(parameter))
+
+
+def _adam_share(parameter: Tensor) -> float:
+    """Of Adam's step: for a matrix what gives it the root mean square of an orthogonalised one.
+
+    Adam moves all entries by the learning rate however many inputs are added up: in a few steps that ruins a layer
+    with thousands of them.
+    """
+    if not _has_inputs(parameter):
+        return 1.0
+    return float(min(1.0, _MATRIX_RATE * parameter[0].numel() ** -0.5))

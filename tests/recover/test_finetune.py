@@ -305,6 +305,35 @@ def test_the_share_is_that_of_the_time_or_of_the_steps_whichever_is_more(monkeyp
     assert _Clock(seconds=0.0, steps=None, start=100.0).share() > 1
 
 
+def test_steps_to_come_are_told_by_the_last_one(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(finetune.time, "perf_counter", lambda: now[0])
+    clock, few = _Clock(seconds=10.0, steps=None, start=100.0), _Clock(seconds=10.0, steps=8, start=100.0)
+    for end, expected in ((102.0, 5.0), (102.5, 20.0)):
+        now[0] = end
+        for one in (clock, few):
+            one.tick()
+        assert clock.expected_steps() == pytest.approx(expected)
+        assert few.expected_steps() == pytest.approx(min(expected, 8))
+    assert clock.count == 2
+
+
+def test_a_network_that_agrees_with_its_teacher_moves_less_where_steps_are_few(train, monkeypatch):
+    """It is the teacher, so four steps have a quarter of the rate that they would have otherwise."""
+
+    def moved() -> float:
+        network, before = trained_model(), trained_model().state_dict()
+        finetune_(
+            network, outputs_of(trained_model(), train), trainer=TRAINER, seconds=math.inf, steps=4,
+            learning_rate=0.01, distill=DistillPlan(),
+        )  # fmt: skip
+        return sum(float((p.detach() - before[n]).norm()) for n, p in network.named_parameters())
+
+    little = moved()
+    monkeypatch.setattr(finetune, "rate_share", lambda damage, steps: 1.0)
+    assert moved() > 2.5 * little > 0
+
+
 def test_a_training_that_diverges_ends_and_says_so(train):
     _, report = recover(train, steps=200, learning_rate=1e9)
     assert not report.finite

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.recover import muon
 from autocompress.recover.muon import _MATRIX_RATE, Muon, orthogonalize
 
 
@@ -43,6 +44,28 @@ def test_a_matrix_moves_by_its_own_rate():
     Muon([weight], lr=0.01).step()
     moved = -weight.detach() / (0.01 * _MATRIX_RATE)
     assert torch.linalg.svdvals(moved).tolist() == pytest.approx([1.0, 1.0], abs=0.3)
+
+
+@pytest.mark.parametrize("shape", [(24, 400), (600, 150), (16, 64, 3, 3)])
+def test_a_matrix_that_is_too_large_moves_as_far_as_if_it_were_not(shape, monkeypatch):
+    gradient = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for work in (0.0, 1e12):
+        monkeypatch.setattr(muon, "_MOST_WORK", work)
+        matrix = nn.Parameter(torch.zeros(shape))
+        matrix.grad = gradient.clone()
+        Muon([matrix], lr=0.01).step()
+        moved.append(float(matrix.detach().square().mean().sqrt()))
+    assert 0.6 < moved[1] / moved[0] < 1.3, "singular values come to between 0.7 and 1.2"
+    assert moved[0] == pytest.approx(0.01 * _MATRIX_RATE / gradient[0].numel() ** 0.5, rel=1e-3)
+
+
+def test_a_large_matrix_of_few_inputs_moves_no_further_than_the_learning_rate(monkeypatch):
+    monkeypatch.setattr(muon, "_MOST_WORK", 0.0)
+    matrix = nn.Parameter(torch.zeros(50, 4))
+    matrix.grad = torch.ones(50, 4)
+    Muon([matrix], lr=0.01).step()
+    assert matrix.detach().abs().max() == pytest.approx(0.01, rel=1e-4)
 
 
 def test_it_solves_a_badly_scaled_regression_in_few_steps():
