@@ -28,6 +28,8 @@ OPS = (
     "Pad",
 )  # fmt: skip
 
+_MASKED = 1e4  # values that only a mask has: 256 steps up to them would leave nothing of the scores that it is added to
+
 
 class _Samples(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, batches: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -72,9 +74,11 @@ def quantize_activations(
         model: float graph; it is changed.
         ranges: as `calibrate` gives them.
         scales: initializer name to (scale [out], axis of the output channels).
-        keep_float: names of nodes that are left alone.
+        keep_float: names of nodes that are left alone, beside those that add a mask.
     """
     model = onnx.shape_inference.infer_shapes(model)
+    masked = {name for name, (low, high) in ranges.items() if not max(-low, high) < _MASKED}
+    keep_float = [*keep_float, *(n.name for n in model.graph.node if masked & {*n.input, *n.output})]
     overrides = {
         name: [
             {"axis": axis, "quant_type": QuantType.QInt8, "scale": s, "zero_point": np.int8(0)}
@@ -82,7 +86,11 @@ def quantize_activations(
         ]
         for name, (scale, axis) in scales.items()
     }
-    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
+    data = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in ranges.items()
+        if name not in masked
+    }
     with _quiet_root_logger():
         return _quantize(model, data, overrides, keep_float)
 

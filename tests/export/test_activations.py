@@ -7,8 +7,14 @@ import logging
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import Tensor, nn
 
+from autocompress.compress.quantize import quantize_weights_, settle_weights_
 from autocompress.export.activations import calibrate, quantize_activations
+from autocompress.export.artifact import emit, make_exporter
+from autocompress.export.check import check_artifact
+from autocompress.plan import CompressionPlan
 
 
 @pytest.fixture
@@ -62,3 +68,30 @@ def test_the_root_logger_is_left_as_it_was(graph):
     before = (root.level, list(root.handlers), list(root.filters))
     quantize_activations(graph, calibrate(graph, _batches()), {}, [])
     assert (root.level, list(root.handlers), list(root.filters)) == before
+
+
+class Masked(nn.Module):
+    """Attention over [n, 5, 8] whose scores are masked by the sum with a constant."""
+
+    def __init__(self, masked: float) -> None:
+        super().__init__()
+        self.query, self.out, self.masked = nn.Linear(8, 8), nn.Linear(8, 3), masked
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ x.transpose(1, 2) + torch.full((5, 5), self.masked).triu(1)
+        out: Tensor = self.out(scores.softmax(-1) @ x).mean(1)
+        return out
+
+
+@pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min, -1e4])
+def test_the_sum_with_a_mask_stays_float(masked, recwarn):
+    """Between a score and minus infinity there are no 256 steps."""
+    torch.manual_seed(0)
+    model = Masked(masked).eval()
+    samples = (torch.randn(32, 5, 8),)
+    plan = CompressionPlan(weight_bits={"query": 8, "out": 8}, activations="uint8")
+    integers = settle_weights_(quantize_weights_(model, plan.weight_bits))
+    data = emit(make_exporter(model, samples), model, plan, integers, trained=True)
+    assert check_artifact(data, model, samples, exact=False) < 0.05
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+    assert "DequantizeLinear" in {node.op_type for node in onnx.load_from_string(data).graph.node}
