@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ OPS = (
     "Pad",
 )  # fmt: skip
 
-_MASKED = 1e4  # values that only a mask has: 256 steps up to them would leave nothing of the scores that it is added to
+_MASKED = 1e4  # as a mask adds: 256 steps up to it would leave nothing of the scores beside it
 
 
 class _Samples(CalibrationDataReader):  # type: ignore[misc]
@@ -62,6 +62,18 @@ def calibrate(model: onnx.ModelProto, batches: Sequence[Mapping[str, np.ndarray]
     return {name: (float(np.min(t.range_value[0])), float(np.max(t.range_value[1]))) for name, t in data.items()}
 
 
+def masking_nodes(model: onnx.ModelProto, ranges: Ranges, weights: Collection[str]) -> list[str]:
+    """Names of nodes that see values as large as those of a mask, and have no weights: they are better left float.
+
+    Args:
+        ranges: of the dense network, so that the untrained file and the trained one are the same graph.
+        weights: names of initializers that layers are computed with.
+    """
+    masked = {name for name, (low, high) in ranges.items() if not max(-low, high) < _MASKED}
+    touched = ((node.name, {*node.input, *node.output}) for node in model.graph.node)
+    return [name for name, tensors in touched if masked & tensors and not tensors & set(weights)]
+
+
 def quantize_activations(
     model: onnx.ModelProto,
     ranges: Ranges,
@@ -74,11 +86,9 @@ def quantize_activations(
         model: float graph; it is changed.
         ranges: as `calibrate` gives them.
         scales: initializer name to (scale [out], axis of the output channels).
-        keep_float: names of nodes that are left alone, beside those that add a mask.
+        keep_float: names of nodes that are left alone; what they alone touch needs no range.
     """
     model = onnx.shape_inference.infer_shapes(model)
-    masked = {name for name, (low, high) in ranges.items() if not max(-low, high) < _MASKED}
-    keep_float = [*keep_float, *(n.name for n in model.graph.node if masked & {*n.input, *n.output})]
     overrides = {
         name: [
             {"axis": axis, "quant_type": QuantType.QInt8, "scale": s, "zero_point": np.int8(0)}
@@ -89,7 +99,7 @@ def quantize_activations(
     data = {
         name: TensorData(lowest=np.float32(low), highest=np.float32(high))
         for name, (low, high) in ranges.items()
-        if name not in masked
+        if np.isfinite([low, high]).all()
     }
     with _quiet_root_logger():
         return _quantize(model, data, overrides, keep_float)

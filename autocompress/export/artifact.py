@@ -23,7 +23,7 @@ from autocompress.compress.drop import drop_blocks_
 from autocompress.compress.fold import Pairs, find_pairs, fold
 from autocompress.compress.quantize import QuantizedWeight
 from autocompress.errors import UsageError
-from autocompress.export.activations import Ranges, calibrate, quantize_activations
+from autocompress.export.activations import Ranges, calibrate, masking_nodes, quantize_activations
 from autocompress.export.dynamic import quantize_dynamically
 from autocompress.export.factored import with_factors
 from autocompress.export.pack import PackedWeight, pack_float, pack_integer, tidy, to_bytes
@@ -118,6 +118,7 @@ def emit(
     keep_float = _name_nodes(graph, weights)
     proto = ir.to_proto(graph)
     ranges = known if known is not None and not trained else _calibrate(graph, exporter.samples)
+    keep_float += masking_nodes(proto, known or ranges, weights)
     quantized_graph = ir.from_proto(quantize_activations(proto, ranges, weights, keep_float))
     initializers = quantized_graph.graph.initializers
     used = [w for w in packed if f"{w.name}_quantized" in initializers]

@@ -217,7 +217,8 @@ def finetune_(
                 finite = math.isfinite(loss)
                 clock.tick()
                 if soft is not None and clock.count <= _TIMED:
-                    damage = disagreement(outputs.cpu(), soft, targets) if clock.count == 1 else damage
+                    if clock.count == 1:
+                        damage = disagreement(outputs.cpu(), soft, targets)
                     peak = learning_rate * rate_share(damage, clock.expected_steps())
                 curve.append((clock.elapsed(), loss))
                 on_step(share)

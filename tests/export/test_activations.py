@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.compress.quantize import quantize_weights_, settle_weights_
-from autocompress.export.activations import calibrate, quantize_activations
+from autocompress.export.activations import calibrate, masking_nodes, quantize_activations
 from autocompress.export.artifact import emit, make_exporter
 from autocompress.export.check import check_artifact
 from autocompress.plan import CompressionPlan
@@ -83,6 +83,12 @@ class Masked(nn.Module):
         return out
 
 
+def test_a_layer_with_weights_is_no_mask_however_large_its_values(graph):
+    ranges = {"input": (-1e6, 1e6), "y": (-1e6, 1e6), "output": (0.0, 1.0)}
+    assert masking_nodes(graph, ranges, ["w"]) == ["n1"]
+    assert masking_nodes(graph, {"input": (-9e3, 9e3), "y": (0.0, 1.0)}, []) == []
+
+
 @pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min, -1e4])
 def test_the_sum_with_a_mask_stays_float(masked, recwarn):
     """Between a score and minus infinity there are no 256 steps."""
@@ -91,7 +97,9 @@ def test_the_sum_with_a_mask_stays_float(masked, recwarn):
     samples = (torch.randn(32, 5, 8),)
     plan = CompressionPlan(weight_bits={"query": 8, "out": 8}, activations="uint8")
     integers = settle_weights_(quantize_weights_(model, plan.weight_bits))
-    data = emit(make_exporter(model, samples), model, plan, integers, trained=True)
+    exporter = make_exporter(model, samples)
+    data = emit(exporter, model, plan, integers, trained=True)
+    assert len(emit(exporter, model, plan, integers, trained=False)) == len(data)
     assert check_artifact(data, model, samples, exact=False) < 0.05
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
     assert "DequantizeLinear" in {node.op_type for node in onnx.load_from_string(data).graph.node}
