@@ -44,28 +44,36 @@ class Choice:
         Args:
             out: folder to write.
         Raises:
-            UsageError: the folder cannot be written, or the artifact is gone.
+            UsageError: the folder cannot be written.
+            NotFoundError: the artifact is gone.
         """
-        from autocompress.bundle import write_bundle
+        from autocompress.bundle import check_target, write_bundle
 
+        check_target(Path(out))  # making the file again may take minutes
         self._ensure_artifact()
         write_bundle(self.point, self.study, workspace=self.workspace, out=Path(out))
         return Path(out)
 
     def _ensure_artifact(self) -> None:
-        """Make the file again if the workspace holds the trial's weights and not its file, as a copied one may."""
-        path = self.workspace / self.point.artifact
-        if path.is_file() or not (self.point.cascade or path.with_name("weights.safetensors").is_file()):
+        """Make the file again if the workspace holds the trial's weights and not its file, as a copied one may.
+
+        Raises:
+            NotFoundError: what comes out has another size than what was measured.
+        """
+        point, path = self.point, self.workspace / self.point.artifact
+        dense = [path.parent.with_name(n) for n in ("teacher.safetensors", "source.pkl")] if point.trial == 0 else []
+        weights = [path.with_name("weights.safetensors"), *dense]
+        if path.is_file() or not (point.cascade or any(p.is_file() for p in weights)):
             return
         from autocompress.study.rebuild import rebuild_artifact, rebuild_cascade
 
-        workspace = self.workspace.absolute()
-        if self.point.cascade is not None:
-            data = rebuild_cascade(self.study, self.point.cascade, self.point.plan, workspace)
+        workspace, size = self.workspace.absolute(), point.size_bytes
+        if point.cascade is not None:
+            data = rebuild_cascade(self.study, point.cascade, point.plan, workspace, size_bytes=size)
         else:
-            data = rebuild_artifact(self.study, self.point.plan, path.parent, workspace)
+            data = rebuild_artifact(self.study, point.plan, path.parent, workspace, size_bytes=size)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
+        unfinished = path.with_suffix(f".{os.getpid()}.part")
         unfinished.write_bytes(data)
         unfinished.replace(path)
 
@@ -158,6 +166,7 @@ class StudyResult:
             self.record.baseline,
             pick if minimize is None else _RULES[minimize],
             direction=metric_direction(self.record),
+            objectives=self.record.objectives,
             max_drop=max_drop,
             max_size=size,
             max_latency=max_latency,

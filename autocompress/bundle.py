@@ -6,14 +6,16 @@ the last byte: a protobuf message is the concatenation of its fields, so nothing
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import is_builtin_metric, top_k
+from autocompress.config import ERROR_METRICS, is_builtin_metric, top_k
 from autocompress.errors import NotFoundError, UsageError
 from autocompress.front.explain import (
     format_bytes,
@@ -73,6 +75,10 @@ def main(paths):
 if __name__ == "__main__":
     main(sys.argv[1:])
 '''
+# Of classes that exclude one another; outputs that are labels or numbers of their own have no largest one.
+_TOP_CLASS = """        if output.ndim == 2 and output.shape[1] > 1:
+            print(f"top class: {', '.join(str(c) for c in output.argmax(axis=1))}")
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +93,7 @@ class _Shipped:
 def write_bundle(point: FrontPoint, study: StudyRecord, *, workspace: Path, out: Path) -> Path:
     """Write `model.onnx`, `plan.json`, `model_card.md`, `run.py`, and weights and their rounding if they were kept.
 
-    Everything is written beside `out` and renamed at the end: a bundle is whole or not there.
+    Everything is written to a hidden folder and renamed at the end: a bundle is whole or not there.
 
     Args:
         point: what to take away; its artifact is relative to `workspace`.
@@ -95,31 +101,84 @@ def write_bundle(point: FrontPoint, study: StudyRecord, *, workspace: Path, out:
     Returns:
         `out`.
     Raises:
-        UsageError: `out` is a file, or a folder with something in it.
+        UsageError: `out` is a file, a folder with something in it, or cannot be written.
         NotFoundError: the artifact is not in the workspace.
         UsageError: the artifact is damaged.
     """
     artifact = _artifact(point, study, workspace)
-    _check_target(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(out) as partial:
         shipped = _write_model(artifact, partial / "model.onnx", _provenance(point, study))
         plan = json.dumps(plan_document(point), indent=2) + "\n"
         (partial / "plan.json").write_text(plan, encoding="utf-8")
         (partial / "model_card.md").write_text(card_text(point, study, shipped), encoding="utf-8")
-        (partial / "run.py").write_text(RUN_SCRIPT, encoding="utf-8")
+        (partial / "run.py").write_text(run_script(study), encoding="utf-8")
         for name in ("weights.safetensors", "rounding.safetensors"):
             if (kept := artifact.with_name(name)).is_file():
                 shutil.copyfile(kept, partial / name)
-        if out.is_dir():
-            out.rmdir()
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return out
+
+
+def check_target(out: Path) -> Path:
+    """The place of a new folder, behind the links that lead there.
+
+    Raises:
+        UsageError: there is a file or a folder with something in it, or nothing can be written there.
+    """
+    with _explained(out):
+        target = out.resolve()
+        home = next(path for path in (target, *target.parents) if path.exists())
+        if home == target and not target.is_dir():
+            raise UsageError(f"{out} is a file; name a folder for the bundle")
+        if home == target and any(target.iterdir()):
+            raise UsageError(f"{out} is not empty; name a new folder, or delete this one first")
+        if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
+            why = "may not be written" if home.is_dir() else "is a file"
+            raise UsageError(f"cannot write {out}: {home} {why}; choose another folder with --out")
+    return target
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `out` when the block ends, or is gone when that raises.
+
+    An empty folder that is there gets what was written: somebody may stand in it, and it may be a disk of its own.
+
+    Raises:
+        UsageError: as `check_target`, or the disk refuses.
+    """
+    target = check_target(out)
+    with _explained(out):
+        exists = target.is_dir()
+        partial = (target if exists else target.parent) / f".{target.name}.{os.getpid()}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if not exists:
+                partial.rename(target)
+                return
+            for path in list(partial.iterdir()):
+                path.rename(target / path.name)
+            partial.rmdir()
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror or error}; choose another folder with --out") from error
+
+
+def run_script(study: StudyRecord) -> str:
+    """`run.py` of a bundle; only where the study's task is one of classes, or may be, does it name the largest."""
+    task = study.config.get("task", {})
+    kind, metric = task.get("kind", "auto"), task.get("metric", "accuracy")
+    classes = kind == "classification" or (kind == "auto" and metric not in ERROR_METRICS)
+    return RUN_SCRIPT if classes else RUN_SCRIPT.replace(_TOP_CLASS, "")
 
 
 def _artifact(point: FrontPoint, study: StudyRecord, workspace: Path) -> Path:
@@ -131,14 +190,6 @@ def _artifact(point: FrontPoint, study: StudyRecord, workspace: Path) -> Path:
             "was it moved or deleted? `autocompress front` lists what is there"
         )
     return path
-
-
-def _check_target(out: Path) -> None:
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise UsageError(f"{out} is not empty; name a new folder, or delete this one first")
-    elif out.exists() or out.is_symlink():
-        raise UsageError(f"{out} is a file; name a folder for the bundle")
 
 
 def _provenance(point: FrontPoint, study: StudyRecord) -> dict[str, str]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -23,7 +24,7 @@ from autocompress.errors import AutocompressError, ConstraintError, UsageError
 
 if TYPE_CHECKING:
     from autocompress.api import StudyResult
-    from autocompress.records import StudyRecord
+    from autocompress.records import StudyRecord, TrialRecord
     from autocompress.service.client import Client
 
 INTERRUPTED = 130
@@ -113,22 +114,20 @@ def search(
         config = config.model_copy(update={"name": name})
     if config.name in study_names(workspace):
         raise UsageError(
-            f"study {config.name!r} exists in {workspace}; continue it with `autocompress resume {config.name}`"
-            " or choose another name with --name"
+            f"study {config.name!r} exists in {workspace}; continue it with"
+            f" `autocompress resume {config.name}{_flags(workspace)}` or choose another name with --name"
         )
-    from autocompress.config import ERROR_METRICS
+    from autocompress.config import is_minimized
     from autocompress.study.run import search_study
     from autocompress.terminal import open_view
 
-    minimize = config.task.metric in ERROR_METRICS or config.task.direction == "minimize"
+    metric, minimize = config.task.metric, is_minimized(config.task.metric, config.task.direction)
     with (
-        _interruptible(config.name),
-        open_view(
-            name=config.name, metric=config.task.metric, minimize=minimize, objectives=config.search.objectives
-        ) as view,
+        _interruptible(config.name, _flags(workspace)),
+        open_view(name=config.name, metric=metric, minimize=minimize, objectives=config.search.objectives) as view,
     ):
         record = search_study(config, workspace=workspace, base=base, listener=view)
-    return _finish(_opened(record.name, workspace, None), as_json)
+    return _finish(_opened(record.name, workspace, None), as_json, workspace)
 
 
 @app.command(epilog="Example: autocompress resume digits")
@@ -149,9 +148,9 @@ def resume(study: StudyName, workspace: Workspace = _WORKSPACE, server: Server =
         trials=before.front_trials,
         objectives=before.record.objectives,
     )
-    with _interruptible(study), view:
+    with _interruptible(study, _flags(workspace)), view:
         record = resume_study(study, workspace=workspace, listener=view)
-    return _finish(_opened(record.name, workspace, None), as_json)
+    return _finish(_opened(record.name, workspace, None), as_json, workspace)
 
 
 @app.command(epilog="Example: autocompress cancel digits")
@@ -200,7 +199,9 @@ def list_studies(workspace: Workspace = _WORKSPACE, server: Server = None, as_js
 @app.command(epilog="Example: autocompress show digits --trial 17")
 def show(
     study: StudyName,
-    trial: Annotated[int | None, typer.Option(help="Show this trial instead of the study.")] = None,
+    trial: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Show this trial instead of the study.")
+    ] = None,
     workspace: Workspace = _WORKSPACE,
     server: Server = None,
     as_json: AsJson = False,
@@ -238,7 +239,7 @@ def show(
 @app.command(epilog="Example: autocompress front digits --json")
 def front(study: StudyName, workspace: Workspace = _WORKSPACE, server: Server = None, as_json: AsJson = False) -> None:
     """Show the Pareto front of a study, also while it runs."""
-    _print_result(_opened(study, workspace, server), as_json, server)
+    _print_result(_opened(study, workspace, server), as_json, workspace, server)
 
 
 @app.command(epilog="Example: autocompress export digits --pick fast --max-drop 0.01 --out digits-bundle")
@@ -319,7 +320,7 @@ def serve(
         bool, typer.Option("--allow-code", help="Let study files of clients name code and paths of this machine.")
     ] = False,
     parallel: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Searches side by side, each on another device.")
+        int | None, typer.Option(metavar="N", min=1, max=1000, help="Searches side by side, each on another device.")
     ] = None,
     max_memory: Annotated[
         str | None,
@@ -426,7 +427,7 @@ def _extra(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interruptible(name: str) -> Iterator[None]:
+def _interruptible(name: str, flags: str = "") -> Iterator[None]:
     """Ctrl-C and SIGTERM end the search in order; the way to continue it is printed."""
 
     def stop(_signal: int, _frame: object) -> None:
@@ -436,7 +437,7 @@ def _interruptible(name: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _fail(f"interrupted; continue with `autocompress resume {name}`", INTERRUPTED)
+        _fail(f"interrupted; continue with `autocompress resume {name}{flags}`", INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -453,25 +454,31 @@ def _opened(study: str, workspace: Path, server: str | None) -> StudyResult:
     return open_study(study, workspace)
 
 
-def _print_result(result: StudyResult, as_json: bool, server: str | None = None) -> None:
+def _flags(workspace: Path, server: str | None = None) -> str:
+    """With which a printed command finds what this one found; nothing in the default workspace."""
+    there = f" --server {shlex.quote(server)}" if server is not None else ""
+    return there if workspace == _WORKSPACE else f"{there} --workspace {shlex.quote(str(workspace))}"
+
+
+def _print_result(result: StudyResult, as_json: bool, workspace: Path, server: str | None = None) -> None:
     if as_json:
         _print_json(result.document())
     else:
         from autocompress.terminal import print_front
 
-        print_front(result.record, result.front, server=server)
+        print_front(result.record, result.front, flags=_flags(workspace, server), local=server is None)
 
 
-def _finish(result: StudyResult, as_json: bool, server: str | None = None) -> int:
+def _finish(result: StudyResult, as_json: bool, workspace: Path, server: str | None = None) -> int:
     """Print what a search found; the exit code says whether it ended, and whether the constraints are met."""
     from autocompress.records import StudyState
 
-    record, there = result.record, f" --server {server}" if server else ""
-    _print_result(result, as_json, server)
+    record, flags = result.record, _flags(workspace, server)
+    _print_result(result, as_json, workspace, server)
     if record.state is StudyState.INTERRUPTED:
-        return _fail(f"interrupted; continue with `autocompress resume {record.name}{there}`", INTERRUPTED)
+        return _fail(f"interrupted; continue with `autocompress resume {record.name}{flags}`", INTERRUPTED)
     if record.state is StudyState.FAILED:
-        said = f"study {record.name!r} failed; `autocompress show {record.name}{there}` says why"
+        said = f"study {record.name!r} failed; `autocompress show {record.name}{flags}` says why"
         return _fail(record.message or said, 1)
     if record.message:  # finished, but earlier than the budget: say why
         typer.echo(record.message, err=True)
@@ -507,33 +514,52 @@ def _search_there(
     client = _client(server, workspace)
     every = [*environment_overrides(os.environ), *overrides]
     summary = start(client, study, overrides=every, name=name, flags=flags)
-    return _follow(client, server, summary, as_json)
+    return _follow(client, server, workspace, summary, as_json)
 
 
 def _resume_there(server: str, workspace: Path, study: str, as_json: bool) -> int:
+    from autocompress.service.remote import RemoteStudy
+
     client = _client(server, workspace)
-    summary = client.post(f"/studies/{client.study(study)['id']}/resume")
-    return _follow(client, server, summary, as_json)
+    before = RemoteStudy(client, study)
+    trials = before.front_trials if before.detail["record"] else []
+    summary = client.post(f"/studies/{before.id}/resume")
+    return _follow(client, server, workspace, summary, as_json, trials)
 
 
-def _follow(client: Client, server: str, summary: dict[str, Any], as_json: bool) -> int:
-    """Show a search of a server until it is over; leaving it does not end it."""
+def _follow(
+    client: Client,
+    server: str,
+    workspace: Path,
+    summary: dict[str, Any],
+    as_json: bool,
+    trials: Sequence[TrialRecord] = (),
+) -> int:
+    """Show a search of a server until it is over; leaving it does not end it.
+
+    Args:
+        trials: of the front so far, for one that goes on.
+    """
+    from autocompress.config import is_minimized
     from autocompress.service.remote import RemoteStudy, follow
     from autocompress.terminal import open_view
 
-    name, task = summary["study"], client.get(f"/studies/{summary['id']}")["config"]["task"]
-    minimize = task["metric"] == "mse" or task["direction"] == "minimize"
+    name, config = summary["study"], client.get(f"/studies/{summary['id']}")["config"]
+    metric, minimize = config["task"]["metric"], is_minimized(config["task"]["metric"], config["task"]["direction"])
+    objectives, flags = config["search"]["objectives"], _flags(workspace, server)
+    view = open_view(name=name, metric=metric, minimize=minimize, trials=trials, objectives=objectives)
     try:
-        with open_view(name=name, metric=task["metric"], minimize=minimize) as view:
+        with view:
             summary = follow(client, summary["id"], view)
     except KeyboardInterrupt:
-        text = f"the search goes on; watch it with `autocompress front {name} --server {server}`"
-        return _fail(f"{text}, end it with `autocompress cancel {name} --server {server}`", INTERRUPTED)
+        text = f"the search goes on; watch it with `autocompress front {name}{flags}`"
+        return _fail(f"{text}, end it with `autocompress cancel {name}{flags}`", INTERRUPTED)
+    failure = summary.get("exit_code") or UsageError.exit_code  # an older server does not say
     if summary["record"] is None:
-        failed = summary["state"] == "failed"
-        text = summary["error"] or f"cancelled; continue with `autocompress resume {name} --server {server}`"
-        return _fail(text, UsageError.exit_code if failed else INTERRUPTED)
-    return _finish(RemoteStudy(client, name), as_json, server)
+        text = summary["error"] or f"cancelled; continue with `autocompress resume {name}{flags}`"
+        return _fail(text, failure if summary["state"] == "failed" else INTERRUPTED)
+    code = _finish(RemoteStudy(client, name), as_json, workspace, server)
+    return summary.get("exit_code") or code
 
 
 def _study_rows_there(server: str, workspace: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autocompress.errors import UsageError
 from autocompress.plan import Activations, Importance, Levels, Rounding, SparsityKind
@@ -27,6 +27,7 @@ _SIZE_BYTES = {"b": 1, "": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 SHARE_METRICS = ("accuracy", "balanced_accuracy", "recall", "f1")  # larger is better, from 0 to 1
 ERROR_METRICS = ("mse", "mae")  # smaller is better
 BUILTIN_METRICS = (*SHARE_METRICS, "topK_accuracy", *ERROR_METRICS)
+_OBJECTIVES = ("accuracy", "size", "compressed", "latency")
 _TOP_K = re.compile(r"top([1-9]\d*)_accuracy")
 SAMPLERS = ("front", "knobs", "gp", "tpe", "nsga2", "random", "sweep")
 
@@ -68,6 +69,11 @@ def top_k(metric: str) -> int | None:
 def is_builtin_metric(metric: str) -> bool:
     """Whether a metric's name is known here; every other is a function of the user's own."""
     return metric in SHARE_METRICS + ERROR_METRICS or top_k(metric) is not None
+
+
+def is_minimized(metric: str, direction: str | None) -> bool:
+    """Whether smaller values are better: built-in metrics know it, `direction` says it of any other."""
+    return metric in ERROR_METRICS or direction == "minimize"
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
@@ -166,7 +172,8 @@ class DeviceConfig(Table):
 class SpaceConfig(Table):
     """`[space]`: what is searched, and in which range.
 
-    A list with one entry is not searched; the first entry is what the uniform sweep uses.
+    A list with one entry is not searched. The first entry is what the references and the uniform sweep use, which have
+    bits and activations of their own.
     """
 
     max_prune_ratio: float = Field(0.9, ge=0, lt=1, description="largest share of channels removed from a group")
@@ -241,6 +248,12 @@ class SearchConfig(Table):
     max_drop: float | None = Field(None, ge=0, description="largest loss of the metric; 0.01 is one point of accuracy")
     max_size: Size = Field(None, description="largest artifact: 50kB")
     max_latency: float | None = Field(None, gt=0, description="largest latency in milliseconds")
+
+    @field_validator("objectives", mode="after")
+    @classmethod
+    def _in_order(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        """Accuracy first, whatever the file's order: values are told to the sampler in this one."""
+        return tuple(sorted(objectives, key=_OBJECTIVES.index))
 
     @model_validator(mode="after")
     def _needs_accuracy(self) -> SearchConfig:

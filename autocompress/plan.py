@@ -63,6 +63,16 @@ class DistillPlan:
         extra = {name: getattr(self, name) for name in ("hints", "attention", "mean_teacher")}
         return {"temperature": self.temperature, "weight": self.weight} | {n: v for n, v in extra.items() if v}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, float]) -> DistillPlan:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: an unknown key, or a value out of its range.
+        """
+        _refuse_unknown(data, cls, "distill")
+        return cls(**data)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionPlan:
@@ -159,10 +169,8 @@ class CompressionPlan:
         Raises:
             ValueError: an unknown key, or a value out of its range.
         """
-        known = {f.name for f in fields(cls)}
-        if unknown := set(data) - known:
-            raise ValueError(f"unknown key {sorted(unknown)[0]!r} in a plan; known are {sorted(known)}")
-        return cls(**{**data, "distill": DistillPlan(**data.get("distill", {}))})
+        _refuse_unknown(data, cls, "a plan")
+        return cls(**{**data, "distill": DistillPlan.from_dict(data.get("distill", {}))})
 
     def structure_key(self) -> str:
         """Digest of what decides bytes and latency: equal keys mean the same file but for the values in it."""
@@ -213,6 +221,12 @@ def kept_of(kind: SparsityKind) -> tuple[int, int]:
     """(2, 4) of "2:4"."""
     kept, _, of = kind.partition(":")
     return int(kept), int(of)
+
+
+def _refuse_unknown(data: Mapping[str, Any], plan: type[DistillPlan | CompressionPlan], what: str) -> None:
+    known = {f.name for f in fields(plan)}
+    if unknown := set(data) - known:
+        raise ValueError(f"unknown key {sorted(unknown)[0]!r} in {what}; known are {sorted(known)}")
 
 
 def _block_names(names: tuple[str, ...]) -> tuple[str, ...]:

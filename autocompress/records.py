@@ -396,6 +396,16 @@ def weighed_bytes(measured: Measurement | FrontPoint | Baseline, objectives: Col
     return measured.compressed_bytes if "compressed" in objectives else measured.size_bytes
 
 
+def cheap_ratios(
+    measured: Measurement | FrontPoint, baseline: Baseline, objectives: Collection[str]
+) -> tuple[float, float]:
+    """(bytes, latency) over the baseline's, those that count in a study; 0 for what is no objective of it."""
+    latency = measured.latency_ratio if isinstance(measured, FrontPoint) else measured.latency.ratio
+    weighs = not {"size", "compressed"}.isdisjoint(objectives)
+    size = weighed_bytes(measured, objectives) / max(1, weighed_bytes(baseline, objectives)) if weighs else 0.0
+    return size, latency if "latency" in objectives else 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Record):
     """What a study is doing now. `stage`: setup, teacher, baseline, search, final or finished."""

@@ -122,8 +122,9 @@ def _knee(study: StudyRecord, facts: FrontFacts) -> FrontPoint | None:
     if facts.baseline is None or not facts.front:
         return None
     compressed = [point for point in facts.front if point.origin != "baseline"]
+    direction, objectives = metric_direction(study), study.objectives
     try:
-        return pick(compressed or facts.front, facts.baseline, direction=metric_direction(study))
+        return pick(compressed or facts.front, facts.baseline, direction=direction, objectives=objectives)
     except AutocompressError:
         return None
 

@@ -223,9 +223,19 @@ def trial_line(trial: TrialRecord, *, on_front: bool, metric: str) -> str:
 
 
 def print_front(
-    study: StudyRecord, front: Sequence[FrontPoint], *, server: str | None = None, stream: TextIO | None = None
+    study: StudyRecord,
+    front: Sequence[FrontPoint],
+    *,
+    flags: str = "",
+    local: bool = True,
+    stream: TextIO | None = None,
 ) -> None:
-    """The front with, in words, what each point won, and what to do next; `server`: where the study is."""
+    """The front with, in words, what each point won, and what to do next.
+
+    Args:
+        flags: with which the commands to type next find the study.
+        local: whether it is in a workspace of this machine.
+    """
     console = _stdout(stream)
     base, direction = study.baseline, metric_direction(study)
     console.print(headline(study))
@@ -259,8 +269,8 @@ def print_front(
         console.print(f"files: artifacts/{study.name}/trial-N/model.onnx in the workspace")
     if study.message:
         console.print(study.message)
-    for command in next_commands(study):
-        console.print(f"next: {command}{f' --server {server}' if server else ''}")
+    for command in next_commands(study, local=local):
+        console.print(f"next: {command}{flags}", soft_wrap=True)
 
 
 def headline(study: StudyRecord) -> str:
@@ -274,15 +284,15 @@ def headline(study: StudyRecord) -> str:
     return text
 
 
-def next_commands(study: StudyRecord) -> list[str]:
-    """What one would type next."""
+def next_commands(study: StudyRecord, *, local: bool = True) -> list[str]:
+    """What one would type next; a report is made on the machine of the workspace alone."""
     if study.state in (StudyState.INTERRUPTED, StudyState.FAILED):
         return [f"autocompress resume {study.name}"]
     if study.state is StudyState.RUNNING:
         return [f"autocompress front {study.name}", f"autocompress cancel {study.name}"]
     return [
         f"autocompress export {study.name} --pick knee --out {study.name}-bundle",
-        f"autocompress report {study.name}",
+        *([f"autocompress report {study.name}"] if local else []),
     ]
 
 

@@ -1,7 +1,7 @@
 // Studies over one another: fronts, hypervolume, and which point matches which.
 import { all, get } from "./api.js";
 import { byId, fill, h, table } from "./dom.js";
-import { asTable, paint } from "./figures.js";
+import { asTable, nameLosses, paint } from "./figures.js";
 import * as format from "./format.js";
 import { problemBox } from "./page.js";
 
@@ -55,7 +55,7 @@ function showLevels(found) {
 
 function showMatched(found) {
   const [first, ...others] = found.studies;
-  byId("matched-note").textContent = `Every point of ${first.study}, with the nearest of the others: 5 points of loss count as much as the whole size and the whole latency.`;
+  byId("matched-note").textContent = `Every point of ${first.study}, with the nearest of the others: ${found.direction === "maximize" ? "5 points of loss" : `5 % more ${found.metric_name}`} count as much as the whole size and the whole latency.`;
   const verdicts = { first: `${first.study} is better in all`, equal: "equal", neither: "neither is better in all" };
   const match = (row, i) => {
     const p = row.others[i];
@@ -77,6 +77,7 @@ try {
   if (wanted.length > 1) {
     const found = await get(`/compare?${query}`);
     byId("comparison").hidden = false;
+    nameLosses(found);
     showSummary(found);
     showLevels(found);
     showMatched(found);

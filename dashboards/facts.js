@@ -41,22 +41,28 @@ export function best(rows, limits, rule, points) {
   return candidates.reduce((kept, row) => (before(order(row), order(kept)) ? row : kept));
 }
 
+// What is no objective of the study counts as 0; where "compressed" is one, the bytes that count are those zipped.
 function ordering(rule, rows, split, points) {
-  const ratio = (row) => row.size_bytes / points.baseline.size_bytes;
+  const wanted = (name) => points.objectives.includes(name);
+  const zipped = wanted("compressed") && points.columns.compressed_bytes !== undefined;
+  const bytes = (row) => (zipped ? row.compressed_bytes : row.size_bytes);
+  const whole = Math.max(1, bytes(points.baseline));
+  const size = (row) => (wanted("size") || wanted("compressed") ? bytes(row) / whole : 0);
+  const time = (row) => (wanted("latency") ? row.ratio : 0);
   const span = (row) => Math.max(0, 1 - Math.max(lossOf(row, split), 0) / points.reference.drop)
-    * Math.max(0, 1 - ratio(row)) * Math.max(0, 1 - row.ratio);
-  const axes = (row) => [Math.min(lossOf(row, split), 1e6), ratio(row), row.ratio];
+    * Math.max(0, 1 - size(row)) * Math.max(0, 1 - time(row));
+  const axes = (row) => [Math.min(lossOf(row, split), 1e6), size(row), time(row)];
   const columns = [0, 1, 2].map((k) => rows.map((row) => axes(row)[k]));
   const low = columns.map((c) => Math.min(...c)), high = columns.map((c) => Math.max(...c));
   const distance = (row) => Math.hypot(...axes(row).map((v, k) => (high[k] > low[k] ? (v - low[k]) / (high[k] - low[k]) : 0)));
   const nothingSpans = Math.max(...rows.map(span)) <= 0;
   const first = {
     accurate: (row) => lossOf(row, split),
-    small: (row) => row.size_bytes,
+    small: bytes,
     fast: (row) => row.ratio,
     knee: (row) => (nothingSpans ? distance(row) : -span(row)),
   }[rule];
-  return (row) => [first(row), lossOf(row, split), row.size_bytes, row.ratio, row.trial];
+  return (row) => [first(row), lossOf(row, split), bytes(row), row.ratio, row.trial];
 }
 
 function before(left, right) {

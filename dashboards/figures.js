@@ -1,6 +1,7 @@
 // Figures of the server: fetched as JSON, drawn, dimmed, and told as tables.
 import { get } from "./api.js";
 import { byId, table } from "./dom.js";
+import { capital } from "./format.js";
 import { crowd, draw } from "./plots.js";
 
 const FAINT = 0.08;
@@ -24,6 +25,16 @@ export async function paint(name, figure) {
   place.querySelector(".waiting")?.remove();
   await draw(place, figure, figure.config);
   return place;
+}
+
+// Names the figures of the loss after the metric that it is of: "Top5 accuracy lost against latency".
+export function nameLosses({ metric_name: metric, direction }) {
+  const loss = direction === "maximize" ? `${capital(metric)} lost` : `More ${metric}, in %,`;
+  for (const [name, against] of [["accuracy_size", "file size"], ["accuracy_latency", "latency"]]) {
+    const title = `${loss} against ${against}`;
+    byId(`figure-${name}`).setAttribute("aria-label", title);
+    document.querySelector(`[data-plot="${name}"] figcaption strong`).textContent = `${title}.`;
+  }
 }
 
 // Only what is on the canvas behind a figure that is drawn already: a few milliseconds for ten thousand points.

@@ -4,7 +4,7 @@ import { byId, h } from "./dom.js";
 import * as format from "./format.js";
 
 const form = byId("launch-form");
-let key = crypto.randomUUID(); // sent again with the same request: a second press starts nothing twice
+let key = newKey(); // sent again with the same request: a second press starts nothing twice
 
 export function prepareLaunch(builtins, devices) {
   byId("builtin").replaceChildren(...builtins.map((item) => h("option", { value: item.name, selected: item.name === "digits" }, item.name)));
@@ -13,6 +13,9 @@ export function prepareLaunch(builtins, devices) {
   const hint = () => {
     const config = configs.get(byId("builtin").value);
     if (!config) return;
+    const { metric, direction } = config.task;
+    const isError = direction === "minimize" || ["mse", "mae"].includes(metric);
+    byId("max-drop").nextSibling.textContent = isError ? " % more" : " points";
     byId("builtin-hint").textContent = `${config.model.factory} on ${config.data.factory}`;
     byId("budget").placeholder = format.duration(config.search.budget).replace(/\.0 min$/, "m").replace(/ min$/, "m").replace(/ s$/, "s").replace(/ h$/, "h");
   };
@@ -31,7 +34,12 @@ byId("study-file").addEventListener("change", async (event) => {
   const [file] = event.target.files;
   if (file) byId("study-text").value = await file.text();
 });
-form.addEventListener("input", () => { key = crypto.randomUUID(); });
+form.addEventListener("input", () => { key = newKey(); });
+
+// 128 random bits; browsers have randomUUID only where the page came over TLS or from this machine.
+function newKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();

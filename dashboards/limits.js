@@ -18,8 +18,10 @@ export class Limits {
     const sizes = measured.map((row) => row.size_bytes), times = measured.map((row) => row.latency_ms);
     const low = (values, top) => values.reduce((a, b) => Math.min(a, b), top);
     const { baseline, direction } = points;
+    // The study's own limit lies before the last step, which is none.
+    const most = Math.max(points.reference.drop, ((points.limits.max_drop ?? 0) * STEPS) / (STEPS - 1));
     this.kinds = {
-      maxDrop: { label: "Lose at most", text: (v) => format.drop(v, direction), value: (step) => (step / STEPS) * points.reference.drop, given: points.limits.max_drop },
+      maxDrop: { label: "Lose at most", text: (v) => format.drop(v, direction), value: (step) => (step / STEPS) * most, given: points.limits.max_drop },
       maxSize: { label: "File at most", text: format.bytes, value: logarithmic(low(sizes, baseline.size_bytes), baseline.size_bytes), given: points.limits.max_size },
       maxLatency: { label: "Run at most", text: format.ms, value: linear(low(times, baseline.latency_ms), baseline.latency_ms), given: points.limits.max_latency },
     };

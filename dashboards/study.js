@@ -2,7 +2,7 @@
 import { download, get, listen, post, remove } from "./api.js";
 import { announce, ask, busy, byId, confirmed, emptyBox, fill, h, notice, refill, table } from "./dom.js";
 import { best, judgedSplit, keeps, lossOf, rowsOf } from "./facts.js";
-import { asTable, dimmed, filtered, paint, show, tint } from "./figures.js";
+import { asTable, dimmed, filtered, nameLosses, paint, show, tint } from "./figures.js";
 import * as format from "./format.js";
 import { Limits } from "./limits.js";
 import { Countdown, Refresher } from "./live.js";
@@ -57,6 +57,7 @@ async function refresh() {
   showTiles(points);
   if (state.rows.length) await course();
   if (!hasFront) return;
+  nameLosses(points);
   limits.update(points, state.rows);
   await Promise.all([...TRADE_OFFS, ...opened()].map((name) => fetchFigure(name)));
   judge();

@@ -24,7 +24,8 @@ function showActions(point) {
   const items = [];
   if (point.command) {
     items.push(h("button", { type: "button", class: "primary", id: "export", onclick: (event) => take(event.currentTarget) }, "Export bundle"));
-    items.push(h("button", { type: "button", class: "secondary", id: "copy", onclick: (event) => copy(event.currentTarget, point.command) }, "Copy the command"));
+    // Browsers have a clipboard only where the page came over TLS or from this machine; the command stands there anyway.
+    if (navigator.clipboard) items.push(h("button", { type: "button", class: "secondary", id: "copy", onclick: (event) => copy(event.currentTarget, point.command) }, "Copy the command"));
   }
   if (["complete", "stopped"].includes(point.state) && !["baseline", "cascade"].includes(point.origin)) {
     const budget = h("input", { id: "refine-budget", value: "2m", size: "5", "aria-label": "Budget of the refined search" });

@@ -167,6 +167,7 @@ def test_export_hands_point_study_and_folders_to_the_bundle(tmp_path, monkeypatc
     calls = []
     module = types.ModuleType("autocompress.bundle")
     module.write_bundle = lambda point, study, *, workspace, out: calls.append((point, study, workspace, out))
+    module.check_target = lambda out: out
     monkeypatch.setitem(sys.modules, "autocompress.bundle", module)
     result = autocompress.open_study("digits", tmp_path)
     assert result.best(minimize="size").export(str(tmp_path / "out")) == tmp_path / "out"

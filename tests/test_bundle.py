@@ -15,7 +15,7 @@ import pytest
 from front_factories import BASELINE, make_point, make_study
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.bundle import write_bundle
+from autocompress.bundle import RUN_SCRIPT, new_folder, write_bundle
 from autocompress.errors import NotFoundError, UsageError
 from autocompress.plan import CompressionPlan
 from autocompress.records import Cascade, FrontPoint
@@ -204,6 +204,56 @@ def test_a_file_in_the_way_is_refused_and_kept(workspace: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match="is a file"):
         write_bundle(place(workspace, linear_model()), make_study(), workspace=workspace, out=target)
     assert target.read_text() == "mine"
+
+
+def test_a_link_to_an_empty_folder_leads_there(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    write_bundle(place(workspace, linear_model()), make_study(), workspace=workspace, out=tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == [
+        "model.onnx", "model_card.md", "plan.json", "run.py",
+    ]  # fmt: skip
+    assert (tmp_path / "out").is_symlink()
+
+
+def test_the_folder_one_stands_in_is_filled(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_bundle(place(workspace, linear_model()), make_study(), workspace=workspace, out=Path())
+    assert {p.name for p in Path().iterdir()} == {"model.onnx", "model_card.md", "plan.json", "run.py"}
+
+
+def test_what_lies_below_a_file_is_refused_in_one_sentence(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    point = place(workspace, linear_model())
+    with pytest.raises(UsageError, match=r"cannot write .*below: .*file is a file; choose another folder with --out"):
+        write_bundle(point, make_study(), workspace=workspace, out=tmp_path / "file" / "below")
+
+
+def test_what_the_disk_refuses_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot write .*: no space; choose another"), new_folder(tmp_path / "out"):
+        raise OSError(28, "no space")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "named"),
+    [
+        ({"metric": "accuracy", "kind": "auto"}, True),
+        ({"metric": "my.metrics:cost", "kind": "classification"}, True),
+        ({"metric": "mse", "kind": "auto"}, False),
+        ({"metric": "f1", "kind": "multilabel"}, False),
+        ({"metric": "my.metrics:cost", "kind": "regression"}, False),
+    ],
+)
+def test_only_of_classes_the_script_names_the_largest(
+    workspace: Path, tmp_path: Path, task: dict[str, str], named: bool
+) -> None:
+    study = make_study(config={"task": task})
+    out = write_bundle(place(workspace, linear_model()), study, workspace=workspace, out=tmp_path / "out")
+    assert ((out / "run.py").read_text() == RUN_SCRIPT) is named
+    assert ("top class" in run(out).stdout) is named
+    assert "output: shape (1, 3), float32" in run(out).stdout
 
 
 def test_a_missing_artifact_is_named_and_leaves_nothing_behind(workspace: Path, tmp_path: Path) -> None:

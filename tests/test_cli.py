@@ -167,6 +167,7 @@ def test_reading_and_help_do_not_import_the_heavy_libraries(workspace, arguments
         (["search", "--seed", "many"], 2, "valid integer"),
         (["front", "digit"], 4, "did you mean 'digits'"),
         (["show", "digits", "--trial", "99"], 4, "trial 99"),
+        (["show", "digits", "--trial", "9223372036854775808"], 2, "--trial"),
         (["resume", "digit"], 4, "did you mean 'digits'"),
         (["cancel", "digit"], 4, "did you mean 'digits'"),
         (["report", "digit"], 4, "did you mean 'digits'"),
@@ -189,6 +190,28 @@ def test_a_mistake_is_one_sentence_on_stderr_with_its_exit_code(workspace, engin
     assert output.err.startswith("error: ")
     assert output.err.count("\n") == 1
     assert expected in output.err
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "x" * 300])
+def test_a_name_that_is_no_folder_is_refused_before_anything_is_made(tmp_path, capsys, name):
+    assert call("search", "digits", "--name", name, "--workspace", tmp_path / "runs") == 2
+    assert "a study's name is letters" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_printed_to_type_next_names_a_workspace_of_ones_own(workspace, engine, capsys):
+    assert call("search", "digits", "--name", "one", "--workspace", workspace) == 0
+    assert f"next: autocompress report one --workspace {workspace}\n" in capsys.readouterr().out
+    assert call("search", "digits", "--workspace", workspace) == 2
+    assert f"`autocompress resume digits --workspace {workspace}`" in capsys.readouterr().err
+    engine.error = KeyboardInterrupt()
+    assert call("search", "digits", "--name", "two", "--workspace", workspace) == 130
+    assert f"`autocompress resume two --workspace {workspace}`" in capsys.readouterr().err
+    engine.error, engine.state = None, StudyState.INTERRUPTED
+    assert call("resume", "one", "--workspace", workspace) == 130
+    assert f"`autocompress resume one --workspace {workspace}`" in capsys.readouterr().err
+    assert cli._flags(Path("autocompress-runs")) == ""
+    assert cli._flags(Path("my runs"), "http://x") == " --server http://x --workspace 'my runs'"
 
 
 def test_an_existing_study_of_another_name_hints_at_resume(workspace, engine, capsys):
@@ -438,7 +461,7 @@ def bundles(monkeypatch):
         return out
 
     module = types.ModuleType("autocompress.bundle")
-    module.write_bundle = write_bundle
+    module.write_bundle, module.check_target = write_bundle, lambda out: out
     monkeypatch.setitem(sys.modules, "autocompress.bundle", module)
     return written
 

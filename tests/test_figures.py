@@ -119,6 +119,22 @@ def test_the_layer_bars_hold_ratio_and_bits_in_the_order_of_the_model() -> None:
     assert (bits.x[0], bits.x[-1]) == (8, 4)
 
 
+def test_every_width_of_weights_has_a_colour_of_its_own() -> None:
+    assert set(figures.BITS_COLOR) == {1, 2, 3, 4, 5, 6, 8, 16, 32}
+    assert len(set(figures.BITS_COLOR.values())) == 9
+
+
+def test_an_error_that_grows_is_told_in_percent() -> None:
+    base = replace(BASELINE, metric="mse", val=0.5, test=None)
+    study = make_study(baseline=base, config={"task": {"metric": "mse"}})
+    trials = [make_trial(1, 0.515, 200_000, 0.5), make_trial(2, 0.5075, 300_000, 0.5)]
+    names = {trace.name for trace in figures.study_figure("parallel", study, trials).data}
+    assert names == {"1 to 2 % more", "2 to 5 % more"}
+    document = compare_document([("a", study, trials), ("b", replace(study, name="b"), trials)])
+    texts = traces(figures.compare_figure("accuracy_size", document))["b"].hovertext  # type: ignore[attr-defined]
+    assert any("3.0 % lost on validation data" in text for text in texts)
+
+
 def test_the_bars_of_a_layer_that_went_with_its_block_say_so() -> None:
     block = BlockFacts(name="layer1.0", layers=("layer1.0.conv1", "layer1.0.conv2"))
     facts = replace(make_facts(), blocks=(block,))

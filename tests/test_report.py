@@ -160,6 +160,12 @@ def test_a_metric_without_intervals_and_test_values_renders() -> None:
     assert "test data was not looked at" in page.prose
 
 
+def test_a_study_of_two_objectives_has_a_front_of_both() -> None:
+    study, trials = make_study(objectives=("accuracy", "size")), [make_trial(1, 0.97, 500_000, 0.5)]
+    assert "on the front of both objectives" in Page(render_report(study, trials)).prose
+    assert "on the front of all three objectives" in Page(render_report(make_study(), trials)).prose
+
+
 def test_removed_blocks_are_told_and_their_layers_marked() -> None:
     block = BlockFacts(name="layer1.0", layers=("layer1.0.conv1", "layer1.0.conv2"), groups=("layer1.0.conv1",))
     plan = CompressionPlan(removed_blocks=("layer1.0",))

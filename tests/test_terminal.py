@@ -44,6 +44,13 @@ def test_a_pipe_gets_every_point_in_one_line_with_its_file() -> None:
     assert "accuracy val" in stream.getvalue()
 
 
+def test_a_study_of_a_server_is_not_followed_by_a_command_that_needs_the_workspace() -> None:
+    stream = io.StringIO()
+    print_front(make_study(), POINTS, flags=" --server http://x", local=False, stream=stream)
+    following = [line for line in stream.getvalue().splitlines() if line.startswith("next: ")]
+    assert following == ["next: autocompress export digits --pick knee --out digits-bundle --server http://x"]
+
+
 def test_a_point_that_loses_more_than_five_points_is_called_so() -> None:
     stream = io.StringIO()
     print_front(make_study(), POINTS, stream=stream)

@@ -9,6 +9,7 @@ Source: the closed form of optimal brain surgeon on layer inputs, Hassibi and St
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,22 +31,29 @@ _EXACT = 2**24  # whole numbers that float32 holds exactly; more weights cannot 
 def input_grams(model: nn.Module, samples: Sequence[Tensor]) -> Grams:
     """E[h h^T] over samples and positions of every dense layer's input, [inputs, inputs] by layer name.
 
+    Of a layer that is used several times it is the mean over its uses.
+
     Args:
         model: dense, in eval mode.
         samples: the inputs of one forward, each [n, ...].
     """
     grams: Grams = {}
+    uses: Counter[str] = Counter()
+
+    def keep(key: str, gram: Tensor) -> None:
+        uses[key] += 1
+        grams[key] = grams[key].lerp(gram, 1 / uses[key]) if key in grams else gram
 
     def add(name: str, module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
         channels = inputs[0].movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)
         channels = channels[:, :: max(1, channels.shape[1] // _POSITIONS)].float()
-        grams[name] = channels @ channels.T / channels.shape[1]
+        keep(name, channels @ channels.T / channels.shape[1])
 
     def add_hidden(name: str, module: Any, _: tuple[Any, ...], result: Any) -> None:
         units = result[0].flatten(0, -2).float()  # [positions, directions * hidden], of its last layer
         for direction in range(units.shape[1] // module.hidden_size):
             own = units[:, direction * module.hidden_size :][:, : module.hidden_size]
-            grams[hidden_key(name, direction)] = own.T @ own / len(own)
+            keep(hidden_key(name, direction), own.T @ own / len(own))
 
     with watched(model, _mixes_inputs, add), watched(model, lambda m: isinstance(m, nn.RNNBase), add_hidden):
         model(*samples)
@@ -142,6 +150,8 @@ def _mix(gram: Tensor, kept: Tensor) -> Tensor:
 
 def _mixes_inputs(module: Any) -> bool:
     if not isinstance(module, (*CONVS, nn.Linear)) or getattr(module, "groups", 1) != 1:
+        return False
+    if not isinstance(module.weight, nn.Parameter):  # it is computed from others: what is copied there is lost
         return False
     outputs, inputs = module.weight.shape[:2]
     return inputs <= _LARGEST and outputs * inputs <= _EXACT

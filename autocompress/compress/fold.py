@@ -45,8 +45,14 @@ def find_pairs(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
     with torch.no_grad():
         wanted = probe(*example)
 
+        def holds(pairs: Pairs) -> bool:
+            try:
+                return _same(fold(probe, pairs)[0](*example), wanted)
+            except Exception:  # a pair of a kind that torch cannot fuse is none
+                return False
+
         def working(pairs: Pairs) -> Pairs:
-            if not pairs or _same(fold(probe, pairs)[0](*example), wanted):
+            if not pairs or holds(pairs):
                 return pairs
             middle = len(pairs) // 2
             return working(pairs[:middle]) + working(pairs[middle:]) if middle else ()
@@ -192,7 +198,7 @@ def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
         runs[name] += 1
         if isinstance(module, _BatchNorm):
             before = produced.get((id(inputs[0]), inputs[0]._version))
-            if before is not None and module.running_mean is not None:
+            if before is not None and module.running_mean is not None and not _is_per_place(model, before, inputs[0]):
                 pairs.append((before, name))
         elif isinstance(output, Tensor):
             produced[id(output), output._version] = name
@@ -202,6 +208,11 @@ def _observe(model: nn.Module, example: Sequence[Tensor]) -> Pairs:
         model(*example)
     layers = Counter(layer for layer, _ in pairs)  # a layer that feeds two norms can be folded into neither
     return tuple(p for p in pairs if runs[p[0]] == runs[p[1]] == layers[p[0]] == 1)
+
+
+def _is_per_place(model: nn.Module, layer: str, output: Tensor) -> bool:
+    """Whether a layer's channels are not those of a norm: of a linear layer's [n, places, out] they are the places."""
+    return isinstance(model.get_submodule(layer), nn.Linear) and output.ndim != 2
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -16,6 +16,8 @@ _TOP = 127
 _ROUNDS = 12
 _TABLE_BITS = range(2, 7)
 _FITS = 2  # of the table to the scales, and of the scales to the table
+_SMALLEST = 1e-18  # size of a channel's weights; what is below holds only zeros
+_NOTHING = 1e-12  # scale of such a channel where no value of the table is zero
 _NEAR, _FAR = torch.linspace(0.76, 1.24, 9), torch.linspace(0.5, 4.0, 36)
 
 
@@ -28,7 +30,8 @@ def fit_levels(weight: Tensor, bits: int, levels: Levels, *, zero: bool = False)
     """(magnitudes [n] rising from 0 or above to 127, scale per output channel [out]).
 
     A codebook uses all 2^bits values and has no zero, unless it must; powers of two are 0, 1, 2, 4, ... .
-    At 1 bit the values are -1 and 1 and the scale is the mean magnitude, which is best for them.
+    At 1 bit the values are -1 and 1 and the scale is the mean magnitude, which is best for them. A channel of zeros
+    stays next to zero also where the table has none.
 
     Args:
         weight: [out, ...].
@@ -36,19 +39,19 @@ def fit_levels(weight: Tensor, bits: int, levels: Levels, *, zero: bool = False)
         section 3.1 (the best scale of binary weights).
     """
     flat = weight.detach().float().flatten(1)
-    size = flat.square().mean(1).sqrt()
-    size = torch.where(size > 1e-18, size, torch.ones_like(size))
+    mean = flat.abs().mean(1)
+    empty = mean <= _SMALLEST
     if bits == 1:
-        mean = flat.abs().mean(1)
-        return torch.ones(1), torch.where(mean > 1e-18, mean, torch.ones_like(mean))
+        return flat.new_ones(1), mean.masked_fill(empty, _NOTHING)
+    size = flat.square().mean(1).sqrt().masked_fill(empty, 1.0)
     if levels == "power_of_two":
-        magnitudes = torch.tensor([0.0, *(2.0**i for i in range(2 ** (bits - 1) - 1))])
+        magnitudes = flat.new_tensor([0.0, *(2.0**i for i in range(2 ** (bits - 1) - 1))])
         return magnitudes, _search_scale(flat, size / magnitudes[-1], magnitudes, _FAR)
     for _ in range(_FITS):
         centres = _kmeans((flat / size[:, None]).abs().flatten(), 2 ** (bits - 1), zero=zero)
         size = _search_scale(flat, size, centres, _NEAR)
-    magnitudes = _whole(centres / centres[-1] * _TOP)
-    return magnitudes, size * float(centres[-1]) / _TOP
+    magnitudes, scale = _whole(centres / centres[-1] * _TOP), size * float(centres[-1]) / _TOP
+    return magnitudes, scale if magnitudes[0] == 0 else scale.masked_fill(empty, _NOTHING)
 
 
 def nearest(steps: Tensor, magnitudes: Tensor) -> Tensor:
@@ -83,19 +86,19 @@ def table_of(magnitudes: Tensor) -> Tensor:
 def _kmeans(sizes: Tensor, count: int, *, zero: bool) -> Tensor:
     """Centres of non-negative numbers, rising; the first one is 0 if it must be. In one dimension sorting is enough."""
     ordered = sizes.sort().values.double()
-    sums = torch.cat([torch.zeros(1, dtype=torch.float64), ordered.cumsum(0)])
-    centres = ordered[((torch.arange(count) + 0.5) / count * len(ordered)).long()]
+    sums = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])
+    centres = ordered[((torch.arange(count, device=ordered.device) + 0.5) / count * len(ordered)).long()]
     for _ in range(_ROUNDS):
         if zero:
             centres[0] = 0
         ends = torch.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
-        ends = torch.cat([torch.zeros(1, dtype=torch.long), ends, torch.tensor([len(ordered)])])
+        ends = torch.cat([ends.new_zeros(1), ends, ends.new_full((1,), len(ordered))])
         number = ends.diff()
         means = sums[ends].diff() / number.clamp_min(1)
         centres = torch.where(number > 0, means, centres)
     if zero:
         centres[0] = 0
-    return (centres if centres[-1] > 0 else torch.ones(1)).float()
+    return (centres if centres[-1] > 0 else centres.new_ones(1)).float()
 
 
 def _search_scale(flat: Tensor, size: Tensor, magnitudes: Tensor, factors: Tensor) -> Tensor:

@@ -59,15 +59,16 @@ def prune(
     pruned = copy.deepcopy(model)
     if not remove:
         return pruned
-    remove_channels_(pruned, example, remove)
-    if grams is not None:
-        marked = remove_channels_(mark_channels_(copy.deepcopy(model)), example, remove)
-        compensate_(pruned, model, read_marks(marked, model), grams)
-        for name, channels in remove.items():
-            if isinstance(model.get_submodule(name), nn.RNNBase):
-                group = slice_group(model, name, example)
-                assert group is not None
-                compensate_hidden_(pruned, model, name, kept_channels(group, channels), grams)
+    if grams is None:
+        return remove_channels_(pruned, example, remove)
+    marked = mark_channels_(copy.deepcopy(model))
+    remove_channels_(pruned, example, remove, twins=(marked,))
+    compensate_(pruned, model, read_marks(marked, model), grams)
+    for name, channels in remove.items():
+        if isinstance(model.get_submodule(name), nn.RNNBase):
+            group = slice_group(model, name, example)
+            assert group is not None
+            compensate_hidden_(pruned, model, name, kept_channels(group, channels), grams)
     return pruned
 
 
@@ -111,19 +112,37 @@ def kept_scores(scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict
     return left
 
 
-def remove_channels_(model: nn.Module, example: Sequence[Tensor], remove: Mapping[str, Sequence[int]]) -> nn.Module:
+def remove_channels_(
+    model: nn.Module,
+    example: Sequence[Tensor],
+    remove: Mapping[str, Sequence[int]],
+    *,
+    twins: Sequence[nn.Module] = (),
+) -> nn.Module:
     """Remove the listed output channels of each named layer, and of every layer coupled to it, in place.
 
     Of heads, whole ones go: as many as the channels would fill.
+
+    Args:
+        twins: networks of the same layers that lose the same. Who reads a group of slices is asked of `model` alone:
+            with other weights its forward may overflow, and then nobody can be told from anybody else.
     """
-    coupled = {}
+    networks = (model, *twins)
+    coupled: dict[str, Sequence[int]] = {}
     for name, channels in remove.items():
-        if (group := slice_group(model, name, example)) is not None:
-            remove_slices_(model, group, whole_units(group, channels))
-        else:
+        if (group := slice_group(model, name, example)) is None:
             coupled[name] = channels
-    if not coupled:
-        return model
+            continue
+        for network in networks:
+            remove_slices_(network, group, whole_units(group, channels))
+    if coupled:
+        for network in networks:
+            _remove_coupled_(network, example, coupled)
+    return model
+
+
+def _remove_coupled_(model: nn.Module, example: Sequence[Tensor], coupled: Mapping[str, Sequence[int]]) -> None:
+    """The same for layers that the dependency graph follows."""
     graph = build_graph(model, example)
     modules = dict(model.named_modules())
     may_block = any(has_blocks(m) for m in modules.values())  # asking every group takes seconds in a large network
@@ -138,7 +157,6 @@ def remove_channels_(model: nn.Module, example: Sequence[Tensor], remove: Mappin
             graph.get_pruning_group(root, pruner.prune_out_channels, indices).prune()
     for parameter in model.parameters():
         parameter.grad = None
-    return model
 
 
 def _least_important(scores: Tensor, count: int) -> list[int]:

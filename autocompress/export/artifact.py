@@ -26,7 +26,7 @@ from autocompress.errors import UsageError
 from autocompress.export.activations import Ranges, calibrate, masking_nodes, quantize_activations
 from autocompress.export.dynamic import quantize_dynamically
 from autocompress.export.factored import with_factors
-from autocompress.export.pack import PackedWeight, pack_float, pack_integer, tidy, to_bytes
+from autocompress.export.pack import PackedWeight, pack_float, pack_integer, scales_outputs, tidy, to_bytes
 from autocompress.export.recurrent import recurrent_weights
 from autocompress.export.to_onnx import Site, Skeleton, fill, input_names, strip, trace, trace_skeleton, without_blocks
 from autocompress.plan import CompressionPlan
@@ -38,7 +38,7 @@ Blocks = tuple[str, ...]
 _Key = TypeVar("_Key")
 _Kept = TypeVar("_Kept")
 _MOST_KEPT = 8  # skeletons, of each kind
-_CALIBRATED = 64  # samples; files of twice as many are as accurate and cost a tenth of a second more
+_CALIBRATED = 64  # samples, at most; files of twice as many are as accurate and cost a tenth of a second more
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
@@ -53,7 +53,7 @@ class Exporter:
         samples: inputs for calibration and for comparing with torch, each [n, ...].
         ranges: activation ranges of the dense network, good enough for files that are only timed.
         shorter: by the blocks that are left out, what stands for skeleton and ranges; it is filled for any widths.
-        retraced: by widths, what had to be traced anew; a trial asks twice for the same.
+        retraced: by widths, what had to be traced anew and its ranges then; a trial asks twice for the same.
     """
 
     dense: nn.Module
@@ -62,7 +62,7 @@ class Exporter:
     samples: tuple[Tensor, ...]
     ranges: Ranges
     shorter: dict[Blocks, tuple[Skeleton, Ranges]] = field(default_factory=dict, repr=False)
-    retraced: dict[Widths, Skeleton] = field(default_factory=dict, repr=False)
+    retraced: dict[Widths, tuple[Skeleton, Ranges]] = field(default_factory=dict, repr=False)
 
 
 def make_exporter(model: nn.Module, samples: Sequence[Tensor]) -> Exporter:
@@ -106,7 +106,7 @@ def emit(
     """
     folded, integers = fold(model, exporter.pairs, quantized)
     graph, skeleton, known = _float_graph(exporter, folded, plan.removed_blocks)
-    packed = [_packed(site, q) for n, q in integers.items() for site in skeleton.sites.get(f"{n}.weight", ())]
+    packed = [_packed(site, q) for n, q in integers.items() for site in skeleton.sites.get(_weight_key(n), ())]
     packed += recurrent_weights(folded, integers, skeleton.sites)
     half_sites = _half_sites(folded, plan, skeleton)
     if plan.activations == "float":
@@ -114,10 +114,11 @@ def emit(
     if plan.activations == "dynamic":
         left = quantize_dynamically(graph, packed)
         return to_bytes(tidy(pack_float(graph, left, half_sites)))
-    weights = {w.name: (w.scale, w.axis) for w in packed if _is_multiplied(graph, w.name)}
+    weights = {w.name: (w.scale, w.axis) for w in packed if _is_multiplied(graph, w)}
     keep_float = _name_nodes(graph, weights)
     proto = ir.to_proto(graph)
-    ranges = known if known is not None and not trained else _calibrate(graph, exporter.samples)
+    factored = bool(factored_names(folded))  # what goes between two factors has no dense range
+    ranges = known if known is not None and not (trained or factored) else _calibrate(graph, exporter.samples)
     keep_float += masking_nodes(proto, known or ranges, weights)
     quantized_graph = ir.from_proto(quantize_activations(proto, ranges, weights, keep_float))
     initializers = quantized_graph.graph.initializers
@@ -138,15 +139,20 @@ def _half_sites(folded: nn.Module, plan: CompressionPlan, skeleton: Skeleton) ->
         for key in (
             [f"{name}:{w}" for w in weight_names(modules[name])]
             if isinstance(modules[name], nn.RNNBase)
-            else [f"{name}.weight"]
+            else [_weight_key(name)]
         )
     ]
     return [site.name for key in keys for site in skeleton.sites.get(key, ())]
 
 
-def _is_multiplied(graph: ir.Model, name: str) -> bool:
-    """Whether a weight goes into a product that the runtime has an integer kernel for, and nowhere else."""
-    return all(use.node.op_type in _WEIGHTED for use in graph.graph.initializers[name].uses())
+def _weight_key(layer: str) -> str:
+    """Name of a layer's weight; the model itself may be the layer."""
+    return f"{layer}.weight" if layer else "weight"
+
+
+def _is_multiplied(graph: ir.Model, weight: PackedWeight) -> bool:
+    """Whether a weight goes into products that the runtime has an integer kernel for, and nowhere else."""
+    return all(scales_outputs(weight, use.node, use.idx) for use in graph.graph.initializers[weight.name].uses())
 
 
 def _refuse_other_outputs(model: nn.Module, example: Sequence[Tensor]) -> None:
@@ -160,25 +166,27 @@ def _refuse_other_outputs(model: nn.Module, example: Sequence[Tensor]) -> None:
 
 
 def _float_graph(exporter: Exporter, folded: nn.Module, blocks: Blocks) -> tuple[ir.Model, Skeleton, Ranges | None]:
-    """A filled skeleton that computes what torch computes, and its dense ranges if they are known.
+    """A filled skeleton that computes what torch computes, and the ranges that are known of it.
 
-    It is traced from the network itself where no other one does.
+    They are those of the dense network, or where none but the network itself could be traced those of the first
+    network of its widths; for what is traced with its values there are none.
     """
     skeleton, ranges = _dense_skeleton(exporter, blocks)
     factored = factored_names(folded)
     cut = with_factors(skeleton, factored) if factored else skeleton
     if cut is not None and (graph := _filled(cut, folded, exporter.samples)):
-        return graph, cut, None if factored else ranges  # what goes between two factors has no range yet
+        return graph, cut, ranges
     # by name: their order depends on which layers were rounded
     widths = tuple(sorted((name, tuple(p.shape)) for name, p in folded.named_parameters()))
     known = exporter.retraced.get(widths)
-    if known is not None and (graph := _filled(known, folded, exporter.samples)):
-        return graph, known, None
+    if known is not None and (graph := _filled(known[0], folded, exporter.samples)):
+        return graph, *known
     example = tuple(t[:2] for t in exporter.samples)
     skeleton = trace_skeleton(folded, example)
     if graph := _filled(skeleton, folded, exporter.samples):
-        _keep(exporter.retraced, widths, skeleton)
-        return graph, skeleton, None
+        ranges = _calibrate(graph, exporter.samples)
+        _keep(exporter.retraced, widths, (skeleton, ranges))
+        return graph, skeleton, ranges
     skeleton = trace(folded, example)
     if graph := _filled(skeleton, folded, exporter.samples):
         return graph, skeleton, None
@@ -250,7 +258,8 @@ def _agrees(graph: ir.Model, example: Sequence[Tensor], wanted: np.ndarray) -> b
 def _calibrate(graph: ir.Model, samples: Sequence[Tensor]) -> Ranges:
     proto = onnx.ModelProto()
     proto.CopyFrom(ir.to_proto(graph))
-    return calibrate(proto, [_feed([t[:_CALIBRATED] for t in samples])])
+    step = -(-len(samples[0]) // _CALIBRATED)  # all over the data, which may be sorted
+    return calibrate(proto, [_feed([t[::step].contiguous() for t in samples])])
 
 
 def _feed(inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from autocompress.export.pack import PackedWeight, stored_integers
+from autocompress.export.pack import PackedWeight, scales_outputs, stored_integers
 
 RUNTIME_DOMAIN = "com.microsoft"  # of ONNX Runtime's own operators
 
@@ -29,10 +29,11 @@ def quantize_dynamically(model: ir.Model, weights: Sequence[PackedWeight]) -> li
     sites = {w.name: w for w in weights}
     for weight in weights:
         value = model.graph.initializers.get(weight.name)
-        nodes = [use.node for use in value.uses()] if value is not None else []
-        if value is None or not nodes:
+        uses = value.uses() if value is not None else ()
+        nodes = [use.node for use in uses]
+        if not nodes:
             continue
-        if all(_is_product(node, value) for node in nodes):
+        if all(scales_outputs(weight, node, index) and _is_product(node) for node, index in uses):
             for node in nodes:
                 _replace_product_(model, node, weight, rounded)
         elif all(node.op_type == "LSTM" and _weights_of(node) <= set(sites) for node in nodes):
@@ -45,9 +46,7 @@ def quantize_dynamically(model: ir.Model, weights: Sequence[PackedWeight]) -> li
     return [w for w in left if w.name in model.graph.initializers and model.graph.initializers[w.name].uses()]
 
 
-def _is_product(node: ir.Node, weight: ir.Value) -> bool:
-    if len(node.inputs) < 2 or node.inputs[1] is not weight:
-        return False
+def _is_product(node: ir.Node) -> bool:
     if node.op_type == "MatMul":
         return True
     plain = all(node.attributes[k].as_float() == 1.0 for k in ("alpha", "beta") if k in node.attributes)

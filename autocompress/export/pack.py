@@ -50,6 +50,18 @@ class PackedWeight:
         return self.scale.reshape(shape)
 
 
+def scales_outputs(weight: PackedWeight, node: ir.Node, index: int) -> bool:
+    """Whether a node with this weight as its input of this index is a product of which each output has one scale.
+
+    Only then may integers be multiplied first and scaled after. Of a tied weight [4, 12] with four scales that holds
+    for Gemm(x, w, transB=1), and not for MatMul(h, w), whose outputs are the twelve.
+    """
+    axis = {"Conv": 0, "Gemm": 1, "MatMul": weight.integers.ndim - 1}.get(node.op_type)
+    if node.op_type == "Gemm" and "transB" in node.attributes and node.attributes["transB"].value:
+        axis = 0
+    return index == 1 and axis == weight.axis
+
+
 def pack_words(integers: np.ndarray, bits: int) -> np.ndarray:
     """As many `bits`-wide fields as fit into each uint64 word, lowest first; values are stored with an offset.
 

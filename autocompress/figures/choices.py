@@ -38,12 +38,12 @@ def plot_parallel(facts: FrontFacts, trials: Sequence[TrialRecord], model: Model
         _axis("latency, ms", [p.point.latency_ms for p in shown]),
         _axis(loss_axis(facts.metric, facts.direction), [p.drop * 100 for p in shown]),
     ]
-    figure = go.Figure()
+    figure, unit = go.Figure(), "points lost" if facts.direction == "maximize" else "% more"
     for low, high, color in reversed(_LOSSES):  # the best lie on top
         members = [i for i, p in enumerate(shown) if low <= max(p.drop, 0.0) < high]
         if not members:
             continue
-        label = f"{low * 100:g} to {high * 100:g} lost" if high < math.inf else f"{low * 100:g} or more lost"
+        label = f"{low * 100:g} to {high * 100:g} {unit}" if high < math.inf else f"{low * 100:g} {unit} or worse"
         figure.add_trace(
             go.Scatter(
                 x=[x for _ in members for x in (*range(len(axes)), None)],

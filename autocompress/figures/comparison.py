@@ -8,7 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from autocompress.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, loss_axis, size_ticks, style
-from autocompress.front.explain import format_bytes, format_ms
+from autocompress.front.explain import format_bytes, format_drop, format_ms
+from autocompress.front.hypervolume import Direction
 from autocompress.front.pareto import non_dominated
 
 STUDY_LOOKS = (
@@ -44,7 +45,7 @@ def plot_fronts(document: Mapping[str, Any], against: str) -> go.Figure:
                 name=curve["study"],
                 legendgroup=curve["study"],
                 marker={"color": color, "symbol": symbol, "size": 10},
-                hovertext=[_text(curve["study"], p) for p in points],
+                hovertext=[_text(curve["study"], p, document["direction"]) for p in points],
                 hoverinfo="text",
                 customdata=[p["trial"] for p in points],
             )
@@ -91,9 +92,9 @@ def plot_hypervolumes(document: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def _text(study: str, point: Mapping[str, Any]) -> str:
+def _text(study: str, point: Mapping[str, Any], direction: Direction) -> str:
     name = study.replace("<", "&lt;")
     return (
         f"<b>{name}, trial {point['trial']}</b><br>{format_bytes(point['size_bytes'])}, "
-        f"{format_ms(point['latency_ms'])}<br>{point['drop'] * 100:.2f} lost on validation data"
+        f"{format_ms(point['latency_ms'])}<br>{format_drop(point['drop'], direction=direction)} lost on validation data"
     )

@@ -23,10 +23,11 @@ FIGURE_CONFIG: dict[str, Any] = {
     "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"],
 }
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
+YELLOW, WINE = "#F0E442", "#882255"  # the second is Tol's: Okabe and Ito's black would not show on a dark page
 GREY = "#7F7F7F"
 INK, GRID = "#6E7681", "rgba(128,128,128,0.22)"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
-BITS_COLOR = {2: RED, 3: ORANGE, 4: SKY, 8: BLUE, 16: PURPLE, 32: GREY}
+BITS_COLOR = {1: WINE, 2: RED, 3: ORANGE, 4: SKY, 5: GREEN, 6: YELLOW, 8: BLUE, 16: PURPLE, 32: GREY}
 MANY = 1000  # points: more are drawn on a canvas, and only the front tells its plans
 _SIZE_STEPS = (1, 2, 5)
 _ANY_STEP = 5  # round sizes that are too many for an axis
@@ -83,7 +84,8 @@ def loss_title(facts: FrontFacts) -> str:
 
 def loss_axis(metric: str, direction: str) -> str:
     """The same from the metric's name."""
-    return f"{metric_name(metric)} lost, points" if direction == "maximize" else f"{metric}, % more"
+    name = metric_name(metric)
+    return f"{name} lost, points" if direction == "maximize" else f"{name}, % more"
 
 
 def size_ticks(sizes_kb: Iterable[float]) -> dict[str, Any]:

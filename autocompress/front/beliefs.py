@@ -89,10 +89,11 @@ def why(trial: TrialRecord, *, direction: Direction = "maximize") -> str:
     if not believed:
         return ""
     drop, spread = (format_drop(max(0.0, float(believed[n])), direction=direction) for n in ("drop", "sd"))
-    smaller, faster = (1 / max(float(believed[n]), 1e-9) for n in ("size_ratio", "latency_ratio"))
+    times = (("size_ratio", "smaller"), ("latency_ratio", "faster"))
+    won = [f"{1 / ratio:.1f}x {word}" for n, word in times if (ratio := float(believed[n])) > 0]  # 0: no objective
     return (
         f"{_SOURCES.get(str(believed['source']), believed['source'])}: believed to lose "
-        f"{drop} (give or take {spread}) at {smaller:.1f}x smaller and {faster:.1f}x faster, "
+        f"{drop} (give or take {spread}) at {' and '.join(won)}, "
         f"so worth {believed['gain']:.4f} of hypervolume, more than all other plans considered"
     )
 
@@ -146,7 +147,6 @@ def _error(pairs: Iterable[tuple[float, float | None]]) -> float | None:
 
 def _ranks(values: Sequence[float]) -> np.ndarray:
     array = np.asarray(values, dtype=float)
-    below = (array[:, None] > array[None]).sum(1)
-    same = (array[:, None] == array[None]).sum(1)
-    ranks: np.ndarray = below + (same - 1) / 2
+    _, place, same = np.unique(array, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(same) - same + (same - 1) / 2)[place]
     return ranks

@@ -7,19 +7,17 @@ looked at there, else validation data. The two are never compared with each othe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from autocompress.errors import ConstraintError, NotFoundError, UsageError
 from autocompress.front.explain import format_bytes, format_drop, format_ms, judged_on_test
 from autocompress.front.hypervolume import REFERENCE, Direction, metric_drop
-from autocompress.records import Baseline, FrontPoint
+from autocompress.records import OBJECTIVES, Baseline, FrontPoint, cheap_ratios, weighed_bytes
 
 RULES = ("knee", "accurate", "small", "fast", "trial:N")
 LIMITS = ("max_drop", "max_size", "max_latency")  # as `pick` and a study file call them
-Minimize = Literal["size", "latency"]
-_MINIMIZE = {"size": "small", "latency": "fast"}
 _SLACK = 1e-9  # 0.98 - 0.97 is a little more than 0.01 in binary, and still meets max_drop 0.01
 
 
@@ -41,11 +39,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """A point with its loss on the split the whole front is judged on."""
+    """A point with its loss on the split the whole front is judged on.
+
+    Attributes:
+        weighed_bytes: those that count in the study, of the file or of the zipped file.
+        size_ratio, latency_ratio: to the baseline's; 0 for what is no objective of the study.
+    """
 
     point: FrontPoint
     drop: float
+    weighed_bytes: int
     size_ratio: float
+    latency_ratio: float
 
 
 def pick(
@@ -54,26 +59,26 @@ def pick(
     rule: str | None = None,
     *,
     direction: Direction = "maximize",
+    objectives: Collection[str] = OBJECTIVES,
     max_drop: float | None = None,
     max_size: int | None = None,
     max_latency: float | None = None,
-    minimize: str | None = None,
 ) -> FrontPoint:
     """Take one point of the front.
 
     Args:
         rule: "knee" (the default: the largest hypervolume alone), "accurate", "small", "fast" or "trial:N".
         direction: whether the metric is better when larger; for "minimize" a drop is a relative increase.
+        objectives: of the study; the knee weighs no others, and with "compressed" it is the zipped bytes that count.
         max_drop: largest loss of the metric, 0.01 is one point; max_size: bytes; max_latency: milliseconds.
-        minimize: "size" or "latency", the same as the rules "small" and "fast".
     Raises:
-        UsageError: an unknown rule, two rules at once, or a limit that makes no sense.
+        UsageError: an unknown rule, or a limit that makes no sense.
         NotFoundError: `trial:N` is not on the front.
         ConstraintError: nothing meets the limits; the text names the nearest point and how far off it is.
     """
-    name = _rule(rule, minimize)
+    name = _rule(rule)
     limits = Limits(max_drop=max_drop, max_size=max_size, max_latency=max_latency)
-    judged = judge(front, baseline, direction=direction)
+    judged = judge(front, baseline, direction=direction, objectives=objectives)
     candidates = _trial(judged, name) if name.startswith("trial:") else judged
     met = [j for j in candidates if not excesses(j, limits)]
     if not met:
@@ -87,7 +92,13 @@ def judged_split(front: Sequence[FrontPoint], baseline: Baseline) -> Literal["te
     return "test" if front and all(judged_on_test(point, baseline) for point in front) else "val"
 
 
-def judge(front: Sequence[FrontPoint], baseline: Baseline, *, direction: Direction = "maximize") -> list[Judged]:
+def judge(
+    front: Sequence[FrontPoint],
+    baseline: Baseline,
+    *,
+    direction: Direction = "maximize",
+    objectives: Collection[str] = OBJECTIVES,
+) -> list[Judged]:
     """Every point with its loss on the split of `judged_split`, in the given order."""
     on_test = judged_split(front, baseline) == "test"
     judged = []
@@ -96,7 +107,9 @@ def judge(front: Sequence[FrontPoint], baseline: Baseline, *, direction: Directi
         assert value is not None
         assert base is not None
         drop = metric_drop(value, base, direction=direction)
-        judged.append(Judged(point=point, drop=drop, size_ratio=point.size_bytes / baseline.size_bytes))
+        size, latency = cheap_ratios(point, baseline, objectives)
+        weighed = weighed_bytes(point, objectives)
+        judged.append(Judged(point=point, drop=drop, weighed_bytes=weighed, size_ratio=size, latency_ratio=latency))
     return judged
 
 
@@ -114,13 +127,7 @@ def excesses(judged: Judged, limits: Limits) -> dict[str, float]:
     }
 
 
-def _rule(rule: str | None, minimize: str | None) -> str:
-    if minimize is not None:
-        if minimize not in _MINIMIZE:
-            raise UsageError(f"minimize must be 'size' or 'latency', got {minimize!r}")
-        if rule is not None:
-            raise UsageError(f"give a rule or minimize, not both; got {rule!r} and {minimize!r}")
-        return _MINIMIZE[minimize]
+def _rule(rule: str | None) -> str:
     name = rule or "knee"
     is_trial = name.startswith("trial:") and name.removeprefix("trial:").isdecimal()
     if not is_trial and name not in RULES[:-1]:
@@ -149,22 +156,22 @@ def _order(rule: str, judged: Sequence[Judged]) -> Callable[[Judged], tuple[floa
         if rule == "accurate":
             return j.drop
         if rule == "small":
-            return float(j.point.size_bytes)
+            return float(j.weighed_bytes)
         if rule == "fast":
             return j.point.latency_ratio
         return _distance(j, low, high) if nothing_spans else -_span(j)
 
-    return lambda j: (first(j), j.drop, j.point.size_bytes, j.point.latency_ratio, j.point.trial)
+    return lambda j: (first(j), j.drop, j.weighed_bytes, j.point.latency_ratio, j.point.trial)
 
 
 def _span(j: Judged) -> float:
-    """Hypervolume of the point alone: the knee is where loss, size and latency are good together."""
+    """Hypervolume of the point alone: the knee is where the study's objectives are good together."""
     drop = max(j.drop, 0.0) / REFERENCE["drop"]
-    return max(0.0, 1 - drop) * max(0.0, 1 - j.size_ratio) * max(0.0, 1 - j.point.latency_ratio)
+    return max(0.0, 1 - drop) * max(0.0, 1 - j.size_ratio) * max(0.0, 1 - j.latency_ratio)
 
 
 def _axes(j: Judged) -> tuple[float, float, float]:
-    return min(j.drop, 1e6), j.size_ratio, j.point.latency_ratio
+    return min(j.drop, 1e6), j.size_ratio, j.latency_ratio
 
 
 def _range(judged: Sequence[Judged]) -> tuple[list[float], list[float]]:

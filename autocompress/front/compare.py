@@ -13,7 +13,7 @@ from autocompress.errors import UsageError
 from autocompress.front.choose import judge, judged_split, pick
 from autocompress.front.explain import metric_name, words
 from autocompress.front.summary import FrontFacts, front_facts, front_hypervolume
-from autocompress.records import FrontPoint, StudyRecord, TrialRecord
+from autocompress.records import FrontPoint, StudyRecord, TrialRecord, weighed_bytes
 
 LEVELS = (0.0, 0.005, 0.01, 0.02, 0.05)
 _MOST = 6
@@ -53,7 +53,8 @@ def _study(entry: Entry, facts: FrontFacts) -> dict[str, Any]:
     identity, study, trials = entry
     base, direction = facts.baseline, facts.direction
     compressed = [p for p in facts.front if p.origin != "baseline"]
-    knee = pick(compressed, base, direction=direction) if base and compressed else None
+    objectives = facts.objectives
+    knee = pick(compressed, base, direction=direction, objectives=objectives) if base and compressed else None
     return {
         "id": identity,
         "study": study.name,
@@ -67,7 +68,7 @@ def _study(entry: Entry, facts: FrontFacts) -> dict[str, Any]:
         "front": len(facts.front),
         "baseline": base.to_dict() if base else None,
         "hypervolume": {
-            split: front_hypervolume(facts.front, base, direction=direction, split=split, objectives=facts.objectives)
+            split: front_hypervolume(facts.front, base, direction=direction, split=split, objectives=objectives)
             for split in ("val", "test")
         },
         "knee": _point(knee, facts) if knee else None,
@@ -101,8 +102,8 @@ def _best_within(level: float, facts: FrontFacts) -> dict[str, Any]:
     split = judged_split(facts.front, facts.baseline)
     if not kept:
         return {"small": None, "fast": None, "split": split}
-    small = min(kept, key=lambda p: (p.size_bytes, p.latency_ratio, p.trial))
-    fast = min(kept, key=lambda p: (p.latency_ratio, p.size_bytes, p.trial))
+    small = min(kept, key=lambda p: (weighed_bytes(p, facts.objectives), p.latency_ratio, p.trial))
+    fast = min(kept, key=lambda p: (p.latency_ratio, weighed_bytes(p, facts.objectives), p.trial))
     return {"small": _point(small, facts), "fast": _point(fast, facts), "split": split}
 
 

@@ -19,6 +19,7 @@ from autocompress.front.pareto import non_dominated
 Direction = Literal["maximize", "minimize"]
 Floats = NDArray[np.float64]
 REFERENCE = {"drop": 0.05, "size_ratio": 1.0, "latency_ratio": 1.0}
+_NO_ERROR = 1e-12  # stands for a baseline without any error, of which nothing is a multiple: huge, and still finite
 _MANY = 500
 _CORNER = np.array(list(REFERENCE.values()))
 
@@ -36,9 +37,7 @@ def metric_drop(value: float, baseline: float, *, direction: Direction = "maximi
         return baseline - value
     if direction != "minimize":
         raise ValueError(f"direction must be 'maximize' or 'minimize', got {direction!r}")
-    if baseline == 0:  # a perfect baseline: any error at all is infinitely more
-        return 0.0 if value == 0 else float(np.copysign(np.inf, value))
-    return (value - baseline) / abs(baseline)
+    return (value - baseline) / max(abs(baseline), _NO_ERROR)
 
 
 def hypervolume(points: ArrayLike) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.config import ERROR_METRICS
+from autocompress.config import is_minimized
 from autocompress.front.explain import judged_on_test, latency_kind, words
 from autocompress.front.hypervolume import REFERENCE, Direction, gain, hypervolume, metric_drop
 from autocompress.front.pareto import non_dominated
@@ -27,11 +27,11 @@ from autocompress.records import (
     StudyRecord,
     TrialRecord,
     TrialState,
-    weighed_bytes,
+    cheap_ratios,
 )
 from autocompress.space.ranks import inputs_left, rank_of
 
-_STAGES = ("setup", "teacher", "baseline", "profile", "search", "final")
+_STAGES = ("setup", "teacher", "baseline", "profile", "resumed", "search", "final")
 _TRIAL_STAGES = ("prune", "emit", "latency", "train", "check", "quality")
 
 
@@ -121,9 +121,7 @@ def metric_direction(study: StudyRecord) -> Direction:
     """Whether the study's metric is better when larger; built-in metrics know theirs."""
     task = study.config.get("task", {})
     metric = study.baseline.metric if study.baseline else task.get("metric", "accuracy")
-    if metric in ERROR_METRICS:
-        return "minimize"
-    return "minimize" if task.get("direction") == "minimize" else "maximize"
+    return "minimize" if is_minimized(metric, task.get("direction")) else "maximize"
 
 
 def front_points(study: StudyRecord, trials: Iterable[TrialRecord]) -> list[FrontPoint]:
@@ -304,26 +302,21 @@ def front_hypervolume(
     *,
     direction: Direction = "maximize",
     split: str = "val",
-    objectives: Sequence[str] = (),
+    objectives: Sequence[str] = OBJECTIVES,
 ) -> float | None:
     """Hypervolume of a front against the baseline on one split; None where nothing was measured there.
 
-    On "test" it is the front that was chosen on validation data, judged on test data. Among `objectives`,
-    "compressed" says that the bytes of the zipped file count.
+    On "test" it is the front that was chosen on validation data, judged on test data. What is not among `objectives`
+    counts as 0 for all, and "compressed" says that the bytes of the zipped file count.
     """
     if baseline is None or (base := getattr(baseline, split)) is None:
         return None
     rows = [
-        (metric_drop(value, base, direction=direction), size_ratio(point, baseline, objectives), point.latency_ratio)
+        (metric_drop(value, base, direction=direction), *cheap_ratios(point, baseline, objectives))
         for point in front
         if (value := getattr(point, split)) is not None
     ]
     return hypervolume(rows) if rows or split == "val" else None
-
-
-def size_ratio(point: FrontPoint, baseline: Baseline, objectives: Sequence[str]) -> float:
-    """Bytes over the baseline's, those that count in a study with these objectives."""
-    return weighed_bytes(point, objectives) / max(1, weighed_bytes(baseline, objectives))
 
 
 def loses_much(point: FrontPoint, baseline: Baseline, *, direction: Direction = "maximize") -> bool:
@@ -372,7 +365,7 @@ def _hypervolume_s(
     total, steps = 0.0, []
     front = np.zeros((0, 3))
     for fact in sorted(points, key=lambda f: f.spent_s):
-        row = np.array([max(fact.drop, 0.0), size_ratio(fact.point, baseline, objectives), fact.point.latency_ratio])
+        row = np.array([max(fact.drop, 0.0), *cheap_ratios(fact.point, baseline, objectives)])
         covered = (front <= row).all(axis=1).any()
         if covered or (added := gain(row, front)) <= 0:
             continue

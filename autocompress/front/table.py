@@ -99,6 +99,7 @@ _COLUMNS: dict[str, Callable[[TrialRecord, PointFacts | None], Any]] = {
     "test_drop": lambda _, fact: fact.test_drop if fact else None,
     "rung_drop": lambda trial, _: trial.rung_drop,
     "size_bytes": _measured("size_bytes"),
+    "compressed_bytes": _measured("compressed_bytes"),
     "latency_ms": _latency(lambda latency: latency.latency_ms),
     "ratio": _latency(lambda latency: latency.ratio),
     "ratio_low": _latency(lambda latency: latency.ratio_ci[0]),

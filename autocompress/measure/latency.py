@@ -4,7 +4,8 @@ Run as `python -m autocompress.measure.latency`: one JSON request a line on stdi
 line on stdout. The two files are run in turn, block by block, so whatever slows the machine slows
 both; the result is the median over blocks of their ratio, with a bootstrap interval. A run during which another process
 had the core does not count: that happens to the slower file more often. A file whose time depends on its input is run
-on a stream of samples instead of one: the result is then the mean over the stream.
+on a stream of samples instead of one: the result is then the mean over the stream, of which stretches during which
+another process had the core are run again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -35,12 +36,16 @@ _ATTEMPTS = 2
 _RESAMPLES = 1000
 _Loaded = tuple[Runner, Sequence[np.ndarray]]  # and what it is run on
 _Samples = Sequence[Sequence[np.ndarray]]  # of each its inputs, [1, ...]
-_LEAST_ROUNDS = 2  # through the stream, if there is time
+_LEAST_ROUNDS = 3  # through the stream: the median of two is no better than either
+_TRIES = 3  # of a stretch of it, while another process has the core
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatioTiming:
-    """Candidate over baseline: the median ratio, its 95 % interval, and the baseline's own median in milliseconds."""
+    """Candidate over baseline: the ratio, its 95 % interval, and the baseline's own milliseconds.
+
+    They are medians over blocks, or means over a stream of samples.
+    """
 
     ratio: float
     ratio_ci: tuple[float, float]
@@ -60,18 +65,13 @@ def time_against(
     block = _runs_per_block(baseline, inputs)
     for runner in (baseline, candidate):
         _warm_up(runner, inputs)
-    attempts = []
-    for _ in range(_ATTEMPTS):
-        attempts.append(_attempt(baseline, candidate, inputs, block, seconds))
-        if not attempts[-1].contended:
-            break
-    return min(attempts, key=lambda t: (t.contended, t.ratio_ci[1] - t.ratio_ci[0]))
+    return _quietest(lambda: _attempt(baseline, candidate, inputs, block, seconds))
 
 
 def time_over(
     baseline: Runner, candidate: Runner, stream: Sequence[np.ndarray], *, seconds: float = SECONDS
 ) -> RatioTiming:
-    """Mean latency over a stream of samples, one at a time, against the baseline's on the same samples.
+    """Mean latency over a stream of samples, one at a time, against the baseline's; once more if there was contention.
 
     The stream is cut into stretches of as many samples as a block has runs. It is gone through again and again for
     about `seconds`; of each stretch the median over the rounds counts, and of these the mean. The interval is over
@@ -88,6 +88,21 @@ def time_over(
     stretches = [samples[i : i + block] for i in range(0, len(samples), block)]
     took = _stretch_s(baseline, stretches[0]) + _stretch_s(candidate, stretches[0])
     stretches = stretches[: max(MIN_BLOCKS, int(seconds / (_LEAST_ROUNDS * max(took, 1e-9))))]
+    return _quietest(lambda: _rounds(baseline, candidate, stretches, seconds))
+
+
+def _quietest(attempt: Callable[[], RatioTiming]) -> RatioTiming:
+    """The first timing without contention; of those that all had it, the one with the narrowest interval."""
+    attempts = []
+    for _ in range(_ATTEMPTS):
+        attempts.append(attempt())
+        if not attempts[-1].contended:
+            break
+    return min(attempts, key=lambda t: (t.contended, t.ratio_ci[1] - t.ratio_ci[0]))
+
+
+def _rounds(baseline: Runner, candidate: Runner, stretches: Sequence[_Samples], seconds: float) -> RatioTiming:
+    """Go through all stretches for about `seconds`."""
     rounds: list[list[tuple[float, float]]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < _LEAST_ROUNDS or time.perf_counter() < end:
@@ -118,11 +133,17 @@ def _bootstrap_mean(values: np.ndarray, weights: np.ndarray) -> tuple[float, flo
 
 
 def _pair_s(baseline: Runner, candidate: Runner, samples: _Samples, turn: int) -> tuple[float, float]:
-    """Seconds of the baseline and of the candidate for a stretch; on odd turns the baseline goes first."""
-    if turn:
-        return _stretch_s(baseline, samples), _stretch_s(candidate, samples)
-    took = _stretch_s(candidate, samples)
-    return _stretch_s(baseline, samples), took
+    """Seconds of the baseline and of the candidate for a stretch; on odd turns the baseline goes first.
+
+    Where another process had the core they are taken again; the last ones count if it always had.
+    """
+    pair = (baseline, candidate) if turn else (candidate, baseline)
+    for _ in range(_TRIES):
+        before = _preemptions()
+        took = [_stretch_s(runner, samples) for runner in pair]
+        if _preemptions() == before:
+            break
+    return (took[0], took[1]) if turn else (took[1], took[0])
 
 
 def _stretch_s(runner: Runner, samples: _Samples) -> float:

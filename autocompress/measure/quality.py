@@ -11,18 +11,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.config import BUILTIN_METRICS, top_k
 from autocompress.errors import UsageError
+from autocompress.front.hypervolume import Direction, metric_drop
 from autocompress.measure.intervals import Interval, mean_interval, score_interval, wilson_interval
-from autocompress.measure.runtime import open_artifact
+from autocompress.measure.runtime import first_line, open_artifact
 
 Array = NDArray[Any]
-Direction = Literal["maximize", "minimize"]
+_SCALES_BATCHES = b"DynamicQuantize"  # how the operators begin that do: of linear layers and of LSTMs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +112,7 @@ def drop(metric: Metric, baseline: float, value: float) -> float:
     The difference for a maximised metric (0.01 is one point of accuracy), the relative increase for a minimised
     one (0.01 is one percent more error), because errors have no scale of their own.
     """
-    if metric.direction == "maximize":
-        return baseline - value
-    # A baseline without any error has no relative increase; a tiny divisor keeps the order and stays finite.
-    return (value - baseline) / max(abs(baseline), 1e-12)
+    return metric_drop(value, baseline, direction=metric.direction)
 
 
 def accuracy(predictions: Array, targets: Array) -> float:
@@ -275,22 +273,31 @@ def _counts(predictions: Array, targets: Array) -> tuple[Array, Array, Array]:
 
 
 def predict(
-    artifact: Path, inputs: Sequence[Array], *, threads: int, batch: int = 64, runtime: str = "onnxruntime"
+    artifact: Path,
+    inputs: Sequence[Array],
+    *,
+    threads: int,
+    batch: int = 64,
+    device_batch: int = 1,
+    runtime: str = "onnxruntime",
 ) -> Array:
     """Outputs of an ONNX file on all samples, computed by the runtime that will run it.
 
     Each thread runs a share of the samples by itself: kernels of small networks gain less from sharing an operation.
+    A file with dynamic activations scales them over a whole run, so its answer to a sample depends on the samples it
+    is batched with: such a file is run in batches of `device_batch`, as it was timed and will be used.
 
     Args:
         artifact: the .onnx file.
         inputs: one array [n, ...] per input of the graph, in its order.
         threads: at least 1.
-        batch: samples per run; the last run of a share takes what is left.
+        batch: samples per run of any other file; the last run of a share takes what is left.
     Returns:
         The first output, [n, ...].
     Raises:
         ValueError: the file does not load or run, the inputs do not match it, or an output is not finite.
     """
+    batch = device_batch if _scales_batches(artifact) else batch
     if threads < 1 or batch < 1:
         raise ValueError(f"threads and batch must be at least 1, got {threads} and {batch}")
     lengths = {len(array) for array in inputs}
@@ -307,6 +314,11 @@ def predict(
     return outputs
 
 
+def _scales_batches(artifact: Path) -> bool:
+    """Whether a file scales activations over all samples of a run; its operators' names are plain text in it."""
+    return artifact.is_file() and _SCALES_BATCHES in artifact.read_bytes()
+
+
 def _predict(artifact: Path, inputs: Sequence[Array], batch: int, runtime: str) -> Array:
     """Outputs on some samples, by a session of one thread."""
     run = open_artifact(artifact, runtime=runtime, threads=1)
@@ -316,5 +328,5 @@ def _predict(artifact: Path, inputs: Sequence[Array], batch: int, runtime: str) 
             for start in range(0, len(inputs[0]), batch)
         ]
     except Exception as error:  # the runtime's own exceptions share no other base
-        raise ValueError(f"{artifact} does not run: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{artifact} does not run: {first_line(error)}") from error
     return np.concatenate(parts)

@@ -24,6 +24,11 @@ def check_runtime(runtime: str) -> None:
         raise DeviceError("the runtime openvino is not installed; pip install 'autocompress[openvino]'")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def open_artifact(path: Path | str, *, runtime: str, threads: int) -> Runner:
     """A function from inputs (in the order of the graph, each [n, ...]) to the first output.
 
@@ -35,7 +40,7 @@ def open_artifact(path: Path | str, *, runtime: str, threads: int) -> Runner:
     try:
         return _openvino(str(path), threads) if runtime == "openvino" else _onnxruntime(str(path), threads)
     except Exception as error:
-        raise ValueError(f"{runtime} cannot load {path}: {str(error).splitlines()[0][:200]}") from error
+        raise ValueError(f"{runtime} cannot load {path}: {first_line(error)[:200]}") from error
 
 
 def input_arrays(path: Path | str, batch: int) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.plan import DistillPlan
-from autocompress.recover.distill import distill_loss
+from autocompress.recover.distill import soft_loss
 from autocompress.space.layers import CONVS
 from autocompress.space.watch import watched
 
@@ -28,7 +28,7 @@ _DECAY = 0.98  # of the mean teacher: it averages over about 50 steps
 class Companion(Protocol):
     """Adds to the loss of each step."""
 
-    def loss(self, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor: ...
+    def loss(self, inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> Tensor: ...
     def after_step(self, model: nn.Module) -> None: ...
     def close(self) -> None: ...
 
@@ -78,7 +78,7 @@ class Hints:
         self._handles = [self._watch(side, name, network) for side, network in watched for name in layers]
         self._adapters = {name: Adapter() for name in layers} if distill.hints > 0 else {}
 
-    def loss(self, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+    def loss(self, inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
             self._teacher(*inputs)
         total = outputs.new_zeros(())
@@ -144,13 +144,11 @@ class MeanTeacher:
         """The average as it is now."""
         return self._mean
 
-    def loss(self, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+    def loss(self, inputs: tuple[Tensor, ...], outputs: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
             soft = self._mean(*inputs).float()
-        weight = self._distill.mean_teacher
-        if outputs.ndim == 2 and outputs.shape[1] > 1:
-            return weight * distill_loss(outputs, soft, temperature=self._distill.temperature)
-        return weight * F.mse_loss(outputs, soft)
+        loss = soft_loss(outputs, soft, targets, temperature=self._distill.temperature)
+        return self._distill.mean_teacher * loss
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:

@@ -15,7 +15,9 @@ from autocompress.recover.distill import label_distill_loss
 
 @torch.no_grad()
 def divergence(network: nn.Module, samples: Sequence[Tensor], wanted: Tensor, task: Task) -> float:
-    """Mean Kullback-Leibler divergence from the teacher's outputs in nats; for regression half the mean squared error.
+    """Mean Kullback-Leibler divergence from the teacher's outputs in nats, of several labels per label.
+
+    For regression it is half the mean squared error in units of the variance of the teacher's outputs.
 
     Args:
         samples: inputs, each [n, ...].

@@ -71,7 +71,9 @@ def split_data(raw: Any, *, config: DataConfig, metric: str, seed: int, kind: st
         _check_finite(name, split)
         _check_alike(name, split, splits["train"])
     if any(tensor.dtype == torch.float64 for tensor in splits["train"].inputs):
-        notes.append("inputs are float64, so the model and the artifact must take float64; float32 is faster")
+        notes.append(
+            "inputs are float64, so the artifact takes float64 and the model must convert them; float32 is faster"
+        )
     classes = _check_classes(splits) if task == "classification" else None
     _check_augment(splits["train"], config.augment)
     generator = np.random.default_rng(seed)
@@ -122,9 +124,9 @@ def _with_targets(name: str, split: Split, task: Task, metric: str) -> Split:
         return replace(split, targets=targets.float())
     if targets.is_floating_point():
         raise UsageError(f"the targets of {name} are {targets.dtype} but those of train are integers; use one dtype")
-    if is_builtin_metric(metric) and targets.ndim != 1:
+    if targets.ndim != 1:
         raise UsageError(
-            f"{metric} needs one class label per sample, targets [n], but {name} has {list(targets.shape)}; "
+            f"classification needs one class label per sample, targets [n], but {name} has {list(targets.shape)}; "
             'for one-hot rows give their argmax, for several labels set task.kind to "multilabel"'
         )
     return replace(split, targets=targets.long())

@@ -45,13 +45,16 @@ def recovery_loss(
     hard = hard_loss(outputs, targets)
     if teacher is None:
         return hard
+    return weight * soft_loss(outputs, teacher, targets, temperature=temperature) + (1 - weight) * hard
+
+
+def soft_loss(outputs: Tensor, teacher: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    """The loss of outputs against a teacher's alone, averaged over the batch; the targets only say which one."""
     if torch.is_floating_point(targets):
-        soft = F.mse_loss(outputs, teacher)
-    elif targets.dtype == torch.bool:
-        soft = label_distill_loss(outputs, teacher, temperature=temperature)
-    else:
-        soft = distill_loss(outputs, teacher, temperature=temperature)
-    return weight * soft + (1 - weight) * hard
+        return F.mse_loss(outputs, teacher)
+    if targets.dtype == torch.bool:
+        return label_distill_loss(outputs, teacher, temperature=temperature)
+    return distill_loss(outputs, teacher, temperature=temperature)
 
 
 def hard_loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ _WARM_UP = 0.05  # share of the schedule
 _GUARD_S = 1.0
 _TIMED = 2  # steps after which it is known how long one takes; the first one is slower
 _VIEWS = 2
+_TIMED_SAMPLES, _SLOW_S = 16, 0.5  # two precisions are compared on so few where a whole batch takes longer
 _MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk
 Answers = Callable[[tuple[Tensor, ...]], Tensor]
 
@@ -75,7 +77,8 @@ class TeacherOutputs:
     """The teacher's outputs on the training data, computed on first use and kept.
 
     All trials of a study visit the samples in the same order, so the first one pays for the teacher and
-    the others do not. With augmentation the data is seen in a few fixed views, each kept like data of its own.
+    the others do not. With augmentation the data is seen in a few fixed views, each kept like data of its own;
+    without a teacher there is nothing to keep, and every batch is augmented afresh.
 
     Attributes:
         answers: computes what the teacher says if something is faster at that than the teacher itself.
@@ -83,7 +86,8 @@ class TeacherOutputs:
     Args:
         teacher: in eval mode; None for training without one. A copy of it is kept on the trainer's device.
         train: the training split.
-        kind: augmentation of the views; view 0 is always the data as it is.
+        kind: augmentation of the views, of which view 0 is the data as it is, or of the batches.
+        seed: of the augmentation.
     """
 
     def __init__(self, teacher: nn.Module | None, train: Split, *, kind: Augment, trainer: Trainer, seed: int) -> None:
@@ -92,8 +96,9 @@ class TeacherOutputs:
         self.answers: Answers | None = None
         if teacher is not None and trainer.device.type != "cpu":
             self.teacher = copy.deepcopy(teacher).to(trainer.device)
+        self._kind, self._generator = kind, torch.Generator().manual_seed(seed + 1)
         self._views: list[tuple[Tensor, ...]] = [train.inputs]
-        if kind != "none":
+        if kind != "none" and teacher is not None:
             for view in range(1, _VIEWS):
                 generator = torch.Generator().manual_seed(seed + view)
                 self._views.append(tuple(augment(t, kind, generator) for t in train.inputs))
@@ -108,7 +113,7 @@ class TeacherOutputs:
         outputs = {f"outputs.{i}": t for i, t in enumerate(self._outputs) if t is not None}
         if known == self._kept or sum(t.nbytes for t in outputs.values()) > _MOST_BYTES:
             return
-        unfinished = path.with_suffix(".part")
+        unfinished = path.with_suffix(f".{os.getpid()}.part")  # another study may write the same file
         save_file({**outputs, "known": self._known}, unfinished)
         unfinished.replace(path)
         self._kept = known
@@ -130,6 +135,8 @@ class TeacherOutputs:
         """(inputs, targets, teacher's outputs) for [batch] indices; successive epochs see successive views."""
         view = epoch % len(self._views)
         inputs = tuple(t[indices] for t in self._views[view])
+        if self.teacher is None:
+            inputs = tuple(augment(t, self._kind, self._generator) for t in inputs)
         return inputs, self.train.targets[indices], self._soft(view, indices, inputs)
 
     @torch.no_grad()
@@ -174,7 +181,8 @@ def finetune_(
 
     Args:
         seconds: of training; the learning rate rises for 5 % of them and then falls to zero along a cosine.
-        learning_rate: its peak, as `Muon` takes it; `rate_share` lowers it where there are only a few steps.
+        learning_rate: its peak, as `Muon` takes it; `rate_share` lowers it where there are only a few steps. A step
+            takes the rate of its own middle, so that of few steps none is wasted at the ends of the schedule.
         seen: samples that the network was trained on before; it goes on where that training ended.
         weight_bits: layers to round; those below 8 bits are rounded while training, the others afterwards.
         levels: that rounding leaves, as in the plan.
@@ -187,9 +195,9 @@ def finetune_(
     """
     bits = dict(weight_bits or {})
     low_bits = {n: b for n, b in bits.items() if b < 8}
-    model.train().to(trainer.device).to(memory_format=torch.channels_last)
+    _use_channels_last_(model.train().to(trainer.device))
     sparsifier = Sparsifier(model, sparsity) if sparsity else None
-    optimizer = Muon(model.parameters(), lr=learning_rate, weight_decay=1e-4)
+    optimizer = Muon((p for p in model.parameters() if p.requires_grad), lr=learning_rate, weight_decay=1e-4)
     clock = _Clock(seconds=seconds, steps=steps)
     curve: list[tuple[float, float]] = []
     finite, rounding = True, False
@@ -208,18 +216,20 @@ def finetune_(
                     rounding = True
                 if sparsifier:
                     sparsifier.step(share)
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * _schedule(share)
                 inputs, targets, soft = source.batch(*next(order))
-                loss, outputs = _step(
-                    model, optimizer, inputs, targets, soft, trainer=trainer, distill=distill, companions=companions
+                optimizer.zero_grad(set_to_none=True)
+                loss, outputs = _differentiate(
+                    model, inputs, targets, soft, trainer=trainer, distill=distill, companions=companions
                 )
                 finite = math.isfinite(loss)
-                clock.tick()
                 if soft is not None and clock.count <= _TIMED:
-                    if clock.count == 1:
+                    if clock.count == 0:
                         damage = disagreement(outputs.cpu(), soft, targets)
                     peak = learning_rate * rate_share(damage, clock.expected_steps())
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * _schedule(clock.middle(share))
+                _update_(model, optimizer, companions)
+                clock.tick()
                 curve.append((clock.elapsed(), loss))
                 on_step(share)
                 share = clock.share()
@@ -228,7 +238,9 @@ def finetune_(
     if finite and sparsifier:
         sparsifier.choose_()
     if finite:
-        quantize_weights_(model, bits if not rounding else {n: b for n, b in bits.items() if b >= 8}, levels)
+        if low_bits and not rounding:  # a step took longer than all the training was to take
+            _round_(model, low_bits, levels, feedback)
+        quantize_weights_(model, {n: b for n, b in bits.items() if b >= 8}, levels)
     return TrainingReport(
         steps=clock.count,
         samples=clock.count * min(trainer.batch_size, len(source.train)),
@@ -246,17 +258,31 @@ def evaluate_in_torch(model: nn.Module, split: Split, trainer: Trainer) -> Tenso
 
 
 def prefers_bf16(model: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> bool:
-    """Whether a training step under bfloat16 autocast is faster, by timing a few of each."""
-    model, took = copy.deepcopy(model).train().to(device).to(memory_format=torch.channels_last), {}
-    for bf16 in (False, True):
-        trainer = Trainer(device=device, bf16=bf16, batch_size=len(inputs[0]))
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            _forward(model, tuple(inputs), trainer).float().square().mean().backward()  # type: ignore[no-untyped-call]
-            times.append(time.perf_counter() - start)
-        took[bf16] = min(times)
-    return took[True] < 0.95 * took[False]
+    """Whether a training step under bfloat16 autocast is faster, by timing a few of each; never if it fails."""
+    network = _use_channels_last_(copy.deepcopy(model).train().to(device))
+    timed, trainer = tuple(inputs), Trainer(device=device, bf16=False, batch_size=len(inputs[0]))
+    few = tuple(t[:_TIMED_SAMPLES] for t in inputs)
+    plain = _step_seconds(network, few, trainer)
+    if plain * len(inputs[0]) / len(few[0]) > _SLOW_S:
+        timed = few
+    else:
+        plain = _step_seconds(network, timed, trainer)
+    try:
+        return _step_seconds(network, timed, replace(trainer, bf16=True)) < 0.95 * plain
+    except RuntimeError:  # an operation that does not know bfloat16
+        return False
+
+
+def _step_seconds(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> float:
+    """Of the fastest of a few forward and backward passes."""
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        _forward(model, inputs, trainer).float().square().mean().backward()  # type: ignore[no-untyped-call]
+        if trainer.device.type == "cuda":  # which has only been asked so far
+            torch.cuda.synchronize(trainer.device)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 @dataclass(slots=True)
@@ -281,9 +307,13 @@ class _Clock:
         return by_time if self.steps is None else max(by_time, self.count / self.steps)
 
     def expected_steps(self) -> float:
-        """How many there will be if all take as long as the last one."""
-        by_time = self.seconds / max(self.step_s, 1e-9)
+        """How many there will be if all take as long as the last one, or as the first one has taken so far."""
+        by_time = self.seconds / max(self.step_s if self.count else self.elapsed(), 1e-9)
         return by_time if self.steps is None else min(by_time, self.steps)
+
+    def middle(self, share: float) -> float:
+        """The share that is done in the middle of a step that begins at `share`."""
+        return min(1.0, share + 0.5 / self.expected_steps())
 
 
 def _epochs(source: TeacherOutputs, batch_size: int, seed: int, seen: int) -> Iterator[tuple[Tensor, int]]:
@@ -297,9 +327,8 @@ def _epochs(source: TeacherOutputs, batch_size: int, seed: int, seen: int) -> It
             yield indices, count // per_epoch
 
 
-def _step(
+def _differentiate(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
     inputs: tuple[Tensor, ...],
     targets: Tensor,
     soft: Tensor | None,
@@ -308,23 +337,24 @@ def _step(
     distill: DistillPlan,
     companions: Sequence[Companion] = (),
 ) -> tuple[float, Tensor]:
-    """One step of the optimizer; the loss, and the outputs before it."""
+    """The gradients of one batch, added to those that are there; its loss, and the outputs."""
     outputs = _forward(model, inputs, trainer).float()
-    soft = None if soft is None else soft.to(trainer.device)
-    loss = recovery_loss(
-        outputs, targets.to(trainer.device), soft, temperature=distill.temperature, weight=distill.weight
-    )
+    soft, targets = None if soft is None else soft.to(trainer.device), targets.to(trainer.device)
+    loss = recovery_loss(outputs, targets, soft, temperature=distill.temperature, weight=distill.weight)
     if companions:
         moved = tuple(t.to(trainer.device) for t in inputs)
         with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bf16):
-            loss = loss + torch.stack([c.loss(moved, outputs) for c in companions]).sum()
-    optimizer.zero_grad(set_to_none=True)
+            loss = loss + torch.stack([c.loss(moved, outputs, targets) for c in companions]).sum()
     loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach()), outputs.detach()
+
+
+def _update_(model: nn.Module, optimizer: torch.optim.Optimizer, companions: Sequence[Companion]) -> None:
+    """One step of the optimizer along the gradients that are there."""
     nn.utils.clip_grad_norm_(model.parameters(), 5.0)
     optimizer.step()
     for companion in companions:
         companion.after_step(model)
-    return float(loss.detach()), outputs.detach()
 
 
 def _forward(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> Tensor:
@@ -346,19 +376,32 @@ def _start_rounding_(
     optimizer: torch.optim.Optimizer,
     rate: float,
 ) -> None:
-    dense = copy.deepcopy(model).eval() if feedback else None
+    _round_(model, bits, levels, feedback)
+    scales = [m.log_scale for m in model.modules() if isinstance(m, FakeQuantize)]
+    optimizer.add_param_group({"params": scales, "lr": rate, "weight_decay": 0.0})
+
+
+def _round_(model: nn.Module, bits: Mapping[str, int], levels: Levels, feedback: Sequence[Tensor]) -> None:
+    """Round weights by what the samples say, or to the nearest where there are none; in place."""
+    dense, was_training = copy.deepcopy(model).eval() if feedback else None, model.training
     quantize_weights_(model, bits, levels)
     if dense is not None:
         round_with_feedback_(model.eval(), dense, feedback)
-        model.train()
-    scales = [m.log_scale for m in model.modules() if isinstance(m, FakeQuantize)]
-    optimizer.add_param_group({"params": scales, "lr": rate, "weight_decay": 0.0})
+        model.train(was_training)
 
 
 def _schedule(share: float) -> float:
     if share < _WARM_UP:
         return share / _WARM_UP + 1e-3
     return 0.5 * (1 + math.cos(math.pi * (share - _WARM_UP) / (1 - _WARM_UP))) + 1e-3
+
+
+def _use_channels_last_(model: nn.Module) -> nn.Module:
+    """Weights over images in the format that trains fastest, in place; `Module.to` would refuse those over volumes."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return model
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

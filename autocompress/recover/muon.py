@@ -110,6 +110,6 @@ def _adam_share(parameter: Tensor) -> float:
     Adam moves all entries by the learning rate however many inputs are added up: in a few steps that ruins a layer
     with thousands of them.
     """
-    if not _has_inputs(parameter):
+    if parameter.ndim != 2 and not _has_inputs(parameter):  # a matrix of one output has inputs, too
         return 1.0
     return float(min(1.0, _MATRIX_RATE * parameter[0].numel() ** -0.5))

@@ -49,6 +49,18 @@ class Split:
         """The samples at `index`, copied."""
         return Split(inputs=tuple(t[index] for t in self.inputs), targets=self.targets[index])
 
+    def sample(self, count: int) -> Split:
+        """`count` samples, or all if there are fewer, evenly spaced from the first to the last and copied.
+
+        Data may be sorted by class, so the first ones say little of the rest.
+        """
+        chosen = min(count, len(self))
+        return self.take(torch.arange(chosen) * (len(self) - 1) // max(1, chosen - 1))
+
+    def spread(self, count: int) -> tuple[Tensor, ...]:
+        """The inputs of `sample`."""
+        return self.sample(count).inputs
+
 
 def read_splits(raw: Any, notes: list[str]) -> dict[str, Split]:
     """The splits that were given, in the order train, val, test.
@@ -147,11 +159,21 @@ def _read_dataset(name: str, dataset: Any) -> Split:
     stores = tuple(_storage(name, tensor, total) for tensor in (*inputs, target))
     for index in range(total):
         inputs, target = _read_sample(name, dataset, index)
+        if len(inputs) != len(stores) - 1:
+            raise UsageError(
+                f"{name} sample {index} has {len(inputs)} inputs, sample 0 has {len(stores) - 1}; "
+                "give all samples as many"
+            )
         for store, tensor in zip(stores, (*inputs, target), strict=True):
             if store.shape[1:] != tensor.shape:
                 raise UsageError(
                     f"{name} sample {index} has the shape {list(tensor.shape)}, sample 0 has {list(store.shape[1:])}; "
                     "bring all samples to one shape"
+                )
+            if store.dtype != tensor.dtype:  # storing it would round or wrap it without a word
+                raise UsageError(
+                    f"{name} sample {index} holds {tensor.dtype} where sample 0 holds {store.dtype}; "
+                    "convert all samples to one dtype"
                 )
             store[index] = tensor
     return Split(inputs=stores[:-1], targets=stores[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +24,7 @@ class Ensemble(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         outputs = torch.stack([member(*inputs).float() for member in self.members])
         if self.classes and outputs.ndim == 3 and outputs.shape[-1] > 1:
-            mean: Tensor = outputs.log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(len(outputs))))
+            mean: Tensor = outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
             return mean
         return outputs.mean(0)
 

@@ -8,6 +8,7 @@ expected gain has a closed form. The sampler learns from every trial of the stud
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -40,6 +41,7 @@ _SETTINGS = (
     "levels", "rounding", "importance", "distill/temperature", "distill/weight", "learning_rate", "distill/hints",
     "distill/attention", "distill/mean_teacher",
 )  # fmt: skip
+_WORST = 1.0  # drop that is learned from: an error may be a hundred times the baseline's, and says no more than that
 _ZEROS = 0.25  # chance of a change of the share of zeros, where that is searched
 _RANKS = 0.25  # of a change of one layer's rank, where those are
 _ORIGINAL = 0.8  # chance of the first choice for each setting of the recovery
@@ -73,9 +75,10 @@ class FrontSampler(BaseSampler):
     """Expected hypervolume gain over plans from a solver.
 
     It serves any Optuna study whose parameters are `SearchSpace.raw()` and whose values are those of
-    `Reference.objectives`. A trial may say in its user attributes `plan` what it was where it has no parameters,
-    `size_and_latency` what was measured before it was stopped, and `trained_s` how long it was trained,
-    or how long one training takes that brings as much.
+    `Reference.objectives`, also with parallel workers. A trial may say in its user attributes `plan` what it was where
+    it has no parameters, `size_and_latency` what was measured before it was stopped, `size_bytes` and `latency_ms` the
+    same of what is no objective, `trained_s` how long it was trained, or how long one training takes that brings as
+    much, and `interrupted` that its failure says nothing of its plan.
 
     Args:
         space: of the plans.
@@ -103,23 +106,40 @@ class FrontSampler(BaseSampler):
         self._solver = Solver(self._options)
         shaped = int((self._options.feeds > 0).sum()) + len(self._options.channels)
         self._pairs = max(1, shaped) * self._options.widths.shape[-1] * (2 if self._options.factors else 1)
-        self._size = SizeModel(self._options, zipped="compressed" in reference.objectives)
+        zipped = "compressed" in reference.objectives
+        self._size = SizeModel(self._options, zipped=zipped)
+        self._file = SizeModel(self._options) if zipped else self._size  # what `max_size` is about
         self._latency = LatencyModel(self._options, noise=reference.latency_noise)
         tables = (sensitivity or Sensitivity()).tables(self._options)
         self._damage = DamageModel(self._options, **tables, learns="surrogate" not in without)
         self._weighs = bool({"size", "compressed"} & set(reference.objectives))
+        self._times = "latency" in reference.objectives
         raw = space.raw()
         self._raw = distributions(raw)
         self._choices = {n: p.choices for n, p in raw.items() if n in _SETTINGS}
-        self._threads = ThreadpoolController()  # products this small take five times as long on two threads
         self._random = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
-        self._learned = 0
+        self._looked = 0  # trials seen so far
+        self._unfinished: list[int] = []  # those of them that had not ended
+        self._failed = self._options.encode([])
         self._front, self._parents = np.zeros((0, 3)), self._options.encode([])
         self._unit_drops = np.zeros(0)  # of the parents: what one usual training would leave
         self._trainings: list[float] = []
         self._seen: set[bytes] = set()
         self._believed: dict[int, float] = {}
+        self._open_handles()
+
+    def _open_handles(self) -> None:
+        """What cannot be pickled: Optuna's users keep a sampler in a file to go on with it later."""
+        self._threads = ThreadpoolController()  # products this small take five times as long on two threads
+        self._alone = threading.Lock()  # Optuna's threads share one sampler
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_threads", "_alone")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open_handles()
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All raw parameters: a proposal is always a whole plan."""
@@ -129,7 +149,7 @@ class FrontSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """A value for every raw parameter; what is believed of the plan is kept as a system attribute."""
-        with self._threads.limit(limits=1, user_api="blas"):
+        with self._alone, self._threads.limit(limits=1, user_api="blas"):
             self._learn(study)
             params, belief = self.propose()
         study._storage.set_trial_system_attr(trial._trial_id, BELIEF, belief)
@@ -145,7 +165,9 @@ class FrontSampler(BaseSampler):
         parts = self._from_kin(pool)
         mean, sd = after_training(*parts[:2], trained_on(usual, self._reference.later), parts[2])
         cheap = self._cheap(pool)
-        gains = expected_gain(mean, sd, cheap, self._front) * self._allowed(mean, sd, cheap)
+        gains = expected_gain(mean, sd, cheap, self._front) * self._allowed(mean, sd, pool)
+        if len(self._failed):  # what is like a plan that failed may fail as well
+            gains = gains * self._damage.unlike(pool, self._failed).min(1)
         best = self._best_unseen(pool, gains)
         drop, spread = after_training(*parts[:2], usual, parts[2])
         belief: dict[str, Any] = {
@@ -177,8 +199,9 @@ class FrontSampler(BaseSampler):
 
     def believed_drops(self, study: optuna.Study) -> Mapping[int, float]:
         """What is believed of the drop of every trained trial, its measurement included, by the trial's number."""
-        self._learn(study)
-        return self._believed
+        with self._alone:
+            self._learn(study)
+            return dict(self._believed)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -190,29 +213,37 @@ class FrontSampler(BaseSampler):
 
     def _learn(self, study: optuna.Study) -> None:
         trials = study.get_trials(deepcopy=False)
-        while self._learned < len(trials) and trials[self._learned].state.is_finished():
-            self._learn_from(trials[self._learned])
-            self._learned += 1
+        numbers = [*self._unfinished, *range(self._looked, len(trials))]
+        self._looked, self._unfinished = len(trials), []
+        for number in numbers:
+            if trials[number].state.is_finished():
+                self._learn_from(trials[number])
+            else:
+                self._unfinished.append(number)
 
     def _learn_from(self, trial: FrozenTrial) -> None:
         plan = self._plan_of(trial)
-        if plan is None or trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        if plan is None or trial.user_attrs.get("interrupted"):
             return
         one = self._options.encode([plan])
         self._seen.update(_keys(self._options, one))
+        if trial.state is TrialState.FAIL:
+            self._failed = stack([self._failed, one])
+            return
         size, latency = self._weighed(trial)
         gone = self._space.facts.layers_in(plan.removed_blocks)
         asked = {plan.weight_bits.get(n.name, 32) for n in self._space.facts.layers if n.name not in gone}
-        if size is not None and asked <= set(self._options.bits.tolist()):
-            self._size.observe(one, np.array([size]))
+        if asked <= set(self._options.bits.tolist()):
+            self._learn_size(one, size, trial.user_attrs.get("size_bytes"))
         if latency is not None and (plan.activations == "float" or max(asked, default=32) <= 8):
             self._latency.observe(one, np.array([latency / self._reference.latency_ms]))
         if not trial.values:
             return
-        drop = metric_drop(trial.values[0], self._reference.metric, direction=self._reference.direction)
+        direction = self._reference.direction
+        drop = min(metric_drop(trial.values[0], self._reference.metric, direction=direction), _WORST)
         ratios = (
-            (size or 0.0) / self._reference.size_bytes,
-            (latency or 0.0) / self._reference.latency_ms,
+            (size or 0.0) / self._reference.size_bytes if self._weighs else 0.0,
+            (latency or 0.0) / self._reference.latency_ms if self._times else 0.0,
         )
         longer = unit = 1.0
         if plan.trains:
@@ -224,6 +255,12 @@ class FrontSampler(BaseSampler):
             longer = trained_on(units, self._reference.later) / units
             unit = training_factor(units)
         self._enter(one, (max(0.0, drop) * training_factor(longer), *ratios), max(0.0, drop) / unit)
+
+    def _learn_size(self, one: Candidates, size: float | None, file_bytes: float | None) -> None:
+        if size is not None:
+            self._size.observe(one, np.array([size]))
+        if file_bytes is not None and self._file is not self._size:
+            self._file.observe(one, np.array([file_bytes], float))
 
     def _enter(self, plan: Candidates, point: tuple[float, float, float], unit_drop: float) -> None:
         """Add (drop, size ratio, latency ratio) as the last stage would leave them; what they beat goes."""
@@ -245,8 +282,9 @@ class FrontSampler(BaseSampler):
 
     def _weighed(self, trial: FrozenTrial) -> tuple[float | None, float | None]:
         known = list(trial.values[1:]) if trial.values else list(trial.user_attrs.get("size_and_latency") or [])
-        named = dict(zip(self._reference.objectives[1:], known, strict=False))
-        return named.get("size", named.get("compressed")), named.get("latency")
+        named = {"size": trial.user_attrs.get("size_bytes"), "latency": trial.user_attrs.get("latency_ms")}
+        named |= dict(zip(self._reference.objectives[1:], known, strict=False))
+        return named.get("compressed" if "compressed" in self._reference.objectives else "size"), named["latency"]
 
     # -- proposing
 
@@ -260,13 +298,14 @@ class FrontSampler(BaseSampler):
         return stack(parts), sources
 
     def _solved(self) -> Candidates:
-        options, draw = self._options, self._random
+        options, draw, limits = self._options, self._random, self._constraints
         count = max(2, min(_PAIRS // self._pairs, _SOLVED))
-        kinds = options.activations[np.arange(count) % len(options.activations)]
+        turn = self._looked if count < len(options.activations) else 0  # of few plans each kind has its turn
+        kinds = options.activations[(turn + np.arange(count)) % len(options.activations)]
         known = {kind: self._latency.layer_shares(kind) for kind in set(kinds.tolist())}
         shares = [known[kind] for kind in kinds.tolist()]
         width, bits, blocks, rank = self._damage.tables(draw)
-        timed, weighed = "latency" in self._reference.objectives, self._weighs
+        weighed, timed = self._weighs or limits.max_size is not None, self._times or limits.max_latency is not None
         narrow = int(np.argmax(options.bits <= 8)) if (options.bits <= 8).any() else 0
         prices = Prices(
             width=width,
@@ -297,7 +336,8 @@ class FrontSampler(BaseSampler):
 
     def _mutated(self) -> Candidates:
         """Plans of the front with one width, the bits or rank of one layer, or the activations changed."""
-        changed = self._parents.take(self._random.integers(len(self._parents), size=_MUTATED))
+        parents = self._parents.take(self._random.integers(len(self._parents), size=_MUTATED))
+        changed = self._options.searched(parents)  # references may have what is not searched
         chances = self._random.random((_MUTATED, 1 + 3 * 4)).tolist()  # drawn at once: a call each takes longer
         for row, (count, *drawn) in enumerate(chances):
             for k in range(1 + int(3 * count)):
@@ -331,19 +371,19 @@ class FrontSampler(BaseSampler):
             one.activations[:] = options.activations[int(which * len(options.activations))]
 
     def _cheap(self, pool: Candidates) -> Floats:
+        """(size ratio, latency ratio) of each plan, 0 for what is no objective, [n, 2]."""
         none = np.zeros(len(pool))
         size = self._size.predict(pool) / self._reference.size_bytes if self._weighs else none
-        latency = self._latency.predict(pool) if "latency" in self._reference.objectives else none
+        latency = self._latency.predict(pool) if self._times else none
         return np.stack([size, latency], axis=1)
 
-    def _allowed(self, mean: Floats, sd: Floats, cheap: Floats) -> Floats:
-        """Chance that each plan meets the constraints."""
-        limits, reference = self._constraints, self._reference
-        chance = np.ones(len(mean))
-        if limits.max_size is not None and "compressed" not in reference.objectives:  # it is of the file as it is
-            chance *= cheap[:, 0] <= limits.max_size / reference.size_bytes
+    def _allowed(self, mean: Floats, sd: Floats, pool: Candidates) -> Floats:
+        """Chance that each plan meets the constraints, also those on what is no objective."""
+        limits, chance = self._constraints, np.ones(len(mean))
+        if limits.max_size is not None:
+            chance *= self._file.predict(pool) <= limits.max_size
         if limits.max_latency is not None:
-            chance *= cheap[:, 1] <= limits.max_latency / reference.latency_ms
+            chance *= self._latency.predict(pool) <= limits.max_latency / self._reference.latency_ms
         if limits.max_drop is not None:
             chance *= 1 / (1 + np.exp(-1.7 * (limits.max_drop - mean) / sd))  # the logistic curve that is nearly normal
         return chance

@@ -18,7 +18,7 @@ _SAME = 0.02  # mean shares removed that differ by less count as equal; then the
 def choose_parent(plan: CompressionPlan, trials: Iterable[TrialRecord]) -> TrialRecord | None:
     """The trained trial whose network contains the plan's and is nearest to it; None: start from the teacher."""
     found = [t for t in trials if t.state is TrialState.COMPLETE and t.plan.trains and _contains(t.plan, plan)]
-    return min(found, key=lambda t: (round(_distance(t.plan, plan) / _SAME), -t.trained_s), default=None)
+    return min(found, key=lambda t: (round(_distance(t.plan, plan) / _SAME), -t.equivalent_s), default=None)
 
 
 def _contains(parent: CompressionPlan, child: CompressionPlan) -> bool:

@@ -6,7 +6,7 @@ Costs, solver and surrogate work on many plans at once in this form. Nothing is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,6 +152,13 @@ class Options:
             left = self.layers_left(candidates.removed), self.groups_left(candidates.removed)
             self._last = candidates, Layout(outputs, inputs, kept, *left)
         return self._last[1]
+
+    def searched(self, candidates: Candidates) -> Candidates:
+        """The same plans with activations and shares of zeros that are searched: those of a reference may not be."""
+        known = np.isin(candidates.activations, self.activations)
+        nearest = np.abs(self.zeroed[:, None] - candidates.zeroed).argmin(0)
+        activations = np.where(known, candidates.activations, self.activations[0])
+        return replace(candidates, activations=activations, zeroed=self.zeroed[nearest])
 
     def encode(self, plans: Sequence[CompressionPlan]) -> Candidates:
         """Plans as options: the nearest width, and for bits that are not searched the next more."""

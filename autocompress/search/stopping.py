@@ -20,6 +20,7 @@ RUNG_SHARE = 0.4  # of a training
 _FEW = 4  # trained trials before a rung can stop anything
 _TRIED, _WORTH = 10, 0.1  # looks until it is asked whether they stop enough; a look costs about 5 % of a training
 _OPTIMISM = 1.64  # standard deviations
+BEYOND = 0.1  # what a gain beyond the allowed drop is worth
 MIN_GAIN = 1e-4  # of the hypervolume; less is within the noise of a latency
 
 

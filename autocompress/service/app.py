@@ -30,6 +30,7 @@ from autocompress.service.views import Views
 from autocompress.study.database import Database
 
 _NICER = 10
+_BACKLOG = 2048  # as uvicorn has it
 
 
 def create_app(settings: Settings, *, tokens: Tokens | None = None, command: Command = job_command) -> FastAPI:
@@ -100,7 +101,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None]) -> None:
     tokens = _tokens(settings)
     log_to_stderr(tokens)
     listening = _listen(settings)
-    settings = _with_port(settings, listening.getsockname()[1])
+    settings = replace(settings, port=listening.getsockname()[1])
     app = create_app(settings, tokens=tokens)
     config = uvicorn.Config(
         app,
@@ -153,13 +154,10 @@ def _listen(settings: Settings) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
+        listening.listen(_BACKLOG)  # the address is told next: who asks at once waits instead of being refused
     except OSError as error:
         listening.close()
         raise UsageError(
             f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose another with --port"
         ) from error
     return listening
-
-
-def _with_port(settings: Settings, port: int) -> Settings:
-    return replace(settings, port=port)

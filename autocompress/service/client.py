@@ -16,14 +16,19 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from autocompress.errors import AutocompressError, ConstraintError, NotFoundError, ServerError, UsageError
 
 _TIMEOUT_S = 30.0
 _FILE = ".server-tokens"  # as `tokens.py` writes it, which a client need not load
+_PATIENCE, _RETRY_S = 60, 1.0  # looks in vain: a server that is started again first ends what it runs
 _KINDS: dict[int, type[AutocompressError]] = {404: NotFoundError, 409: UsageError, 413: UsageError, 422: UsageError}
 _OVER = ("finished", "interrupted", "cancelled", "failed")
+
+
+class Unreachable(ServerError):
+    """Nobody answers at the address, or the connection broke: trying again may help."""
 
 
 class Client:
@@ -34,11 +39,15 @@ class Client:
         workspace: whose token opens a server of this machine.
     Raises:
         UsageError: no such kind of address.
-        ServerError: there is no token for it.
+        ServerError: there is no token for it, or it is no address at all.
     """
 
     def __init__(self, url: str, *, workspace: Path) -> None:
-        parts = urllib.parse.urlsplit(url)
+        try:
+            parts = urllib.parse.urlsplit(url)
+            _ = parts.port  # is read here for the first time
+        except ValueError as error:
+            raise ServerError(f"{url!r} is no address ({error}); give one like http://127.0.0.1:8765") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.path.strip("/"):
             raise UsageError(f"--server takes an address like http://127.0.0.1:8765, got {url!r}")
         self._base = f"{parts.scheme}://{parts.netloc}"
@@ -96,28 +105,28 @@ class Client:
         headers = {"content-type": "application/octet-stream", "content-length": str(size)}
         return self._json("POST", path, file, headers)
 
-    def download(self, path: str, out: BinaryIO) -> None:
+    def download(self, path: str, out: IO[bytes]) -> None:
         """Write what the server sends to a file."""
         with self._open("GET", path, None, {}) as response:
-            while chunk := response.read(1 << 20):
+            while chunk := self._read(response, 1 << 20):
                 out.write(chunk)
 
     def follow(self, study_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Events of a study (kind, data) until it is over, through lost connections."""
-        last_id, patience = None, 5
+        last_id, patience = None, _PATIENCE
         while True:
             try:
                 for kind, last, data in self._events(study_id, last_id):
-                    last_id, patience = last or last_id, 5
+                    last_id, patience = last or last_id, _PATIENCE
                     yield kind, data
                     if kind == "state" and data["state"] in _OVER:
                         return
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException, Unreachable):
                 pass
             patience -= 1
             if patience < 0:
                 raise ServerError(f"the connection to {self._base} was lost; the search goes on if the server does")
-            time.sleep(1.0)
+            time.sleep(_RETRY_S)
 
     def _events(self, study_id: str, last_id: str | None) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
         headers = {"last-event-id": last_id} if last_id else {}
@@ -137,22 +146,40 @@ class Client:
 
     def _json(self, method: str, path: str, data: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         with self._open(method, path, data, headers or {}) as response:
-            return json.loads(response.read())
+            content = self._read(response)
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise ServerError(f"{self._base} sent something else than JSON; is it `autocompress serve`?") from error
+
+    def _read(self, response: Any, size: int | None = None) -> bytes:
+        try:
+            content: bytes = response.read(size)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from error
+        return content
 
     def _open(self, method: str, path: str, data: Any, headers: Mapping[str, str]) -> Any:
         own = {"authorization": f"Bearer {self._token}", "accept": "application/json", **headers}
-        request = urllib.request.Request(f"{self._base}/api/v1{path}", data=data, headers=own, method=method)
         try:
+            request = urllib.request.Request(f"{self._base}/api/v1{path}", data=data, headers=own, method=method)
             return self._opener.open(request, timeout=_TIMEOUT_S)
         except urllib.error.HTTPError as error:
             with error:
-                raise self._refused(error.code, error.read(100_000)) from error
+                raise self._refused(error.code, self._read(error, 100_000)) from error
         except urllib.error.URLError as error:
-            raise ServerError(
+            raise Unreachable(
                 f"cannot reach {self._base} ({error.reason}); is `autocompress serve` running there?"
             ) from error
         except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"{self._base} broke off the connection ({error}); try again") from error
+            raise self._broken(error) from error
+        except ValueError as error:  # a name that no machine can have, or a token with characters that no header has
+            raise ServerError(
+                f"{self._base} cannot be asked ({error}); check --server and AUTOCOMPRESS_TOKEN"
+            ) from error
+
+    def _broken(self, error: Exception) -> Unreachable:
+        return Unreachable(f"{self._base} broke off the connection ({error or type(error).__name__}); try again")
 
     def _refused(self, status: int, body: bytes) -> AutocompressError:
         try:

@@ -38,6 +38,7 @@ class Exports:
         self._folder = self._workspace / "exports"
         self._database = Database(self._workspace)
         self._queue: queue.Queue[str | None] = queue.Queue()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="exports")
 
     def start(self) -> None:
@@ -50,7 +51,8 @@ class Exports:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the bundle in hand and end."""
+        """Finish the bundle in hand and end; the next server makes what waits."""
+        self._stopping.set()
         self._queue.put(None)
         if self._thread.is_alive():
             self._thread.join()
@@ -79,7 +81,7 @@ class Exports:
         """
         row = self._row(identifier)
         return {
-            **{key: row[key] for key in ("id", "study", "state", "trial", "size_bytes", "error")},
+            **{key: row[key] for key in ("id", "study", "state", "trial", "size_bytes", "error", "exit_code")},
             **json.loads(row["spec"]),
         }
 
@@ -101,17 +103,24 @@ class Exports:
         return self._folder / f"{identifier}.zip"
 
     def _work(self) -> None:
-        while (identifier := self._queue.get()) is not None:
+        while (identifier := self._queue.get()) is not None and not self._stopping.is_set():
             try:
-                self._make(identifier)
-            except Exception as error:
-                known = isinstance(error, AutocompressError)
-                if not known:
-                    _log.exception("export failed", extra={"export": identifier})
-                self._record(
-                    identifier, "failed", error=str(error) if known else "internal error; see the server's log"
-                )
-            self._tidy()
+                self._make_or_say_why(identifier)
+                self._tidy()
+            except Exception:  # a full disk, or a study that is deleted just now, must not end the queue
+                _log.exception("the exports go on after an error", extra={"export": identifier})
+
+    def _make_or_say_why(self, identifier: str) -> None:
+        try:
+            self._make(identifier)
+        except Exception as error:
+            text, code = "internal error; see the server's log", AutocompressError.exit_code
+            # What the disk refuses comes with a path, and where files lie on the server is nobody's business.
+            if isinstance(error, AutocompressError) and not isinstance(error.__cause__, OSError):
+                text, code = str(error), error.exit_code
+            else:
+                _log.exception("export failed", extra={"export": identifier})
+            self._record(identifier, "failed", error=text, exit_code=code)
 
     def _make(self, identifier: str) -> None:
         row = self._row(identifier)
@@ -128,11 +137,11 @@ class Exports:
         self._record(identifier, "done", trial=choice.point.trial, size_bytes=size)
 
     def _record(self, identifier: str, state: str, **values: Any) -> None:
-        fields = {"trial": None, "size_bytes": None, "error": None, **values}
+        fields = {"trial": None, "size_bytes": None, "error": None, "exit_code": None, **values}
         with self._database.write() as connection:
             connection.execute(
-                "UPDATE ac_export SET state = ?, trial = ?, size_bytes = ?, error = ? WHERE id = ?",
-                (state, fields["trial"], fields["size_bytes"], fields["error"], identifier),
+                "UPDATE ac_export SET state = ?, trial = ?, size_bytes = ?, error = ?, exit_code = ? WHERE id = ?",
+                (*(state, fields["trial"], fields["size_bytes"], fields["error"]), fields["exit_code"], identifier),
             )
 
     def _tidy(self) -> None:

@@ -40,29 +40,29 @@ def main() -> int:
         job = jobs.begin(given.job, given.attempt, given.server, trials=_trials(given.workspace, study))
         if job is None:
             return 0
-        state, error = _run(job, given.workspace)
-        jobs.end(job, state, error)
+        state, error, exit_code = _run(job, given.workspace)
+        jobs.end(job, state, error, exit_code=exit_code)
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def _run(job: Job, workspace: Path) -> tuple[JobState, str | None]:
+def _run(job: Job, workspace: Path) -> tuple[JobState, str | None, int]:
+    """How the search ended, and what the command line would have said and returned if it failed."""
     try:
         record = _search(job, workspace)
     except AutocompressError as error:
         print(f"error: {error}", file=sys.stderr)
-        return JobState.FAILED, str(error)
+        return JobState.FAILED, str(error), error.exit_code
     except Exception as error:
         traceback.print_exc()
         text = str(error).strip()
-        return (
-            JobState.FAILED,
-            f"internal error, the log of the job has more: {text.splitlines()[0] if text else error!r}",
-        )
+        first = text.splitlines()[0] if text else repr(error)
+        bug = AutocompressError.exit_code
+        return JobState.FAILED, f"internal error, the log of the job has more: {first}", bug
     if record.state is StudyState.INTERRUPTED:  # by `autocompress cancel` on this machine
-        return JobState.CANCELLED, None
-    return JobState.FINISHED, None
+        return JobState.CANCELLED, None, 0
+    return JobState.FINISHED, None, 0
 
 
 def _search(job: Job, workspace: Path) -> StudyRecord:

@@ -57,6 +57,7 @@ class Job:
         spec: "config": the resolved study file; "base": folder that its paths are relative to, or None.
         crashes: times in a row that its process died without having finished a trial.
         server: who runs it, as `server_name` gives it.
+        exit_code: of the command line for the error of a job that failed.
     """
 
     seq: int
@@ -78,6 +79,7 @@ class Job:
     process: Process | None
     cancel_requested: bool
     error: str | None
+    exit_code: int | None
 
     @property
     def active(self) -> bool:
@@ -163,7 +165,7 @@ class JobStore:
         with self._database.write() as connection:
             row = connection.execute(
                 "UPDATE ac_job SET state = 'running', server = ?, lease_until = ?, attempt = attempt + 1, started = ?,"
-                " pid = NULL, pid_started = NULL, error = NULL WHERE seq = ("
+                " pid = NULL, pid_started = NULL, error = NULL, exit_code = NULL WHERE seq = ("
                 f"SELECT q.seq FROM ac_job q WHERE q.state = 'queued' AND q.device NOT IN ({marks})"
                 " AND NOT EXISTS (SELECT 1 FROM ac_job r WHERE r.state = 'running' AND r.device = q.device)"
                 " AND (SELECT count(*) FROM ac_job r WHERE r.state = 'running') < ?"
@@ -191,9 +193,17 @@ class JobStore:
             ).fetchone()
         return _job(row) if row else None
 
-    def end(self, job: Job, state: JobState, error: str | None = None) -> Job | None:
-        """Record how a running job ended; None if it is not ours any more."""
-        return self._change(job, "state = ?, error = ?, ended = ?, lease_until = NULL", state.value, error, time.time())
+    def end(
+        self, job: Job, state: JobState, error: str | None = None, *, exit_code: int = AutocompressError.exit_code
+    ) -> Job | None:
+        """Record how a running job ended; None if it is not ours any more.
+
+        Args:
+            exit_code: of the command line for the error of a job that failed.
+        """
+        code = exit_code if state is JobState.FAILED else None
+        assignments = "state = ?, error = ?, exit_code = ?, ended = ?, lease_until = NULL"
+        return self._change(job, assignments, state.value, error, code, time.time())
 
     def requeue(self, job: Job, *, crashed: bool, trials: int) -> Job | None:
         """Put a running job back in its place in the queue; None if it is not ours any more.
@@ -285,7 +295,7 @@ class JobStore:
 
 _PLAIN = (
     *("seq", "id", "study", "priority", "device", "actor", "created", "started", "ended", "attempt", "crashes"),
-    *("trials_before", "server", "lease_until", "error"),
+    *("trials_before", "server", "lease_until", "error", "exit_code"),
 )
 
 

@@ -76,7 +76,6 @@ class Observer:
         self._requests: Counter[tuple[str, str, int]] = Counter()
         self._seconds: dict[str, list[float]] = {}
         self._refused: Counter[str] = Counter()
-        self.streams = 0
 
     def seen(self, seen: Seen, scope: Mapping[str, Any]) -> None:
         """A request has been answered."""

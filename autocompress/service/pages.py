@@ -51,7 +51,7 @@ def trial_page(request: Request, study_id: str, number: int) -> Response:
     views = service(request).views
     try:
         name = views.name_of(study_id)
-        views.store.trial(name, number)
+        views.store.trial(name, max(-1, min(number, 2**31)))  # no trial has either; SQLite holds no larger ones
     except NotFoundError:
         return _missing(request, f"There is no trial {number} of a study {study_id} on this server.")
     return _page(request, "trial", study_id=study_id, study_name=name, trial=number)

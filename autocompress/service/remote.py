@@ -6,7 +6,6 @@ A `RemoteStudy` can stand wherever the command line has a `StudyResult`. Needs n
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import time
 import zipfile
@@ -14,17 +13,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from autocompress.api import StudyResult
 from autocompress.config import parse_override, read_toml
-from autocompress.errors import ConstraintError, NotFoundError, ServerError, UsageError
+from autocompress.errors import AutocompressError, ConstraintError, NotFoundError, ServerError, UsageError
 from autocompress.records import FrontPoint, Progress, StudyRecord, StudyState, TrialRecord
 from autocompress.service.client import Client
 
 Tell = Callable[[Progress | TrialRecord], None]
 _POLL_S = 0.3
 _UPLOADED = "model:"
+# What the server's error was, by the exit code that it tells of it.
+_KINDS: dict[int | None, type[AutocompressError]] = {
+    1: AutocompressError, 2: UsageError, 3: ConstraintError, 4: NotFoundError, 5: ServerError,
+}  # fmt: skip
 
 
 class RemoteStudy(StudyResult):
@@ -48,10 +51,13 @@ class RemoteStudy(StudyResult):
     @cached_property
     def record(self) -> StudyRecord:
         if self.detail["record"] is None:
-            position = (self.detail["job"] or {}).get("position")
-            raise UsageError(f"study {self.name!r} is {self.detail['state']}, at place {position} of the queue")
-        record = StudyRecord.from_dict(self.detail["record"])
-        return replace(record, state=StudyState.INTERRUPTED) if self.detail["state"] == "cancelled" else record
+            position, error = (self.detail["job"] or {}).get("position"), self.detail["error"]
+            more = f", at place {position} of the queue" if position else f": {error}" if error else ""
+            raise UsageError(f"study {self.name!r} is {self.detail['state']}{more}")
+        record, state = StudyRecord.from_dict(self.detail["record"]), self.detail["state"]
+        if state == "failed":  # its server may have ended it, of which the study itself knows nothing
+            return replace(record, state=StudyState.FAILED, message=self.detail["error"] or record.message)
+        return replace(record, state=StudyState.INTERRUPTED) if state == "cancelled" else record
 
     @cached_property
     def trials(self) -> list[TrialRecord]:
@@ -75,7 +81,8 @@ class RemoteStudy(StudyResult):
         Raises:
             NotFoundError: the study has no such trial.
         """
-        found = self.client.get(f"/studies/{self.id}/trials", after=number - 1, limit=1)["items"]
+        known = 0 <= number < 2**31  # as the server takes them
+        found = self.client.get(f"/studies/{self.id}/trials", after=number - 1, limit=1)["items"] if known else []
         if not found or found[0]["trial"] != number:
             raise NotFoundError(
                 f"study {self.name!r} has no trial {number}; `autocompress show {self.name}` counts them"
@@ -105,9 +112,10 @@ def start(
     if study.endswith(".toml") or "/" in study:
         path = Path(study)
         body["study_file"] = _study_text(path)
-        if weights := _upload(client, path, read_toml(path), body["set"]):
+        tables = read_toml(path)
+        if weights := _upload(client, path, tables, body["set"]):
             body["set"]["model.weights"] = weights
-        body.setdefault("name", path.stem)
+        body.setdefault("name", tables.get("name") or path.stem)
     else:
         body["builtin"] = study
         body.setdefault("name", study)
@@ -130,38 +138,36 @@ def export(study: RemoteStudy, spec: dict[str, Any], out: Path) -> int:
     """Have a bundle made and write it to a folder; the trial that it is of.
 
     Raises:
-        UsageError: the folder has something in it.
+        UsageError: the folder has something in it, or cannot be written.
+        NotFoundError: the trial is not on the front.
         ConstraintError: no artifact meets the limits.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not empty; choose another folder with --out")
+    from autocompress.bundle import check_target, new_folder
+
+    check_target(out)
     asked = study.client.post(f"/studies/{study.id}/exports", spec)
     while asked["state"] == "queued":
         time.sleep(_POLL_S)
         asked = study.client.get(f"/exports/{asked['id']}")
     if asked["state"] != "done":
-        error = str(asked["error"])
-        raise (ConstraintError if error.startswith("no artifact meets") else UsageError)(error)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        archive = Path(folder) / "bundle.zip"
-        with archive.open("wb") as file:
-            study.client.download(f"/exports/{asked['id']}/file", file)
-        _unpack(archive, Path(folder) / "bundle", out)
+        raise _KINDS.get(asked.get("exit_code"), UsageError)(str(asked["error"]))
+    with new_folder(out) as folder, tempfile.TemporaryFile() as archive:
+        study.client.download(f"/exports/{asked['id']}/file", archive)
+        _unpack(archive, folder)
     return int(asked["trial"])
 
 
-def _unpack(archive: Path, folder: Path, out: Path) -> None:
-    """The one folder of an archive; zipfile itself keeps every name inside."""
-    try:
-        with zipfile.ZipFile(archive) as content:
-            content.extractall(folder)
-    except zipfile.BadZipFile as error:
-        raise ServerError(f"the bundle arrived damaged ({error}); try again") from error
-    (bundle,) = folder.iterdir()
-    if out.is_dir():
-        out.rmdir()
-    shutil.move(bundle, out)
+def _unpack(archive: IO[bytes], folder: Path) -> None:
+    """What is in the one folder of an archive; zipfile itself keeps every name inside."""
+    with tempfile.TemporaryDirectory(dir=folder) as whole:
+        try:
+            with zipfile.ZipFile(archive) as content:
+                content.extractall(whole)
+        except zipfile.BadZipFile as error:
+            raise ServerError(f"the bundle arrived damaged ({error}); try again") from error
+        (bundle,) = Path(whole).iterdir()
+        for path in list(bundle.iterdir()):
+            path.rename(folder / path.name)
 
 
 def _study_text(path: Path) -> str:

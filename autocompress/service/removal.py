@@ -56,7 +56,8 @@ def remove_study(workspace: Path, name: str) -> Removed:
             files, trials = _remove_rows(database, name)
         finally:
             database.close()
-    return _remove_files(store.workspace, [Path("artifacts") / name, *files], trials)
+        # Before the claim is given back: a new study of this name would lose its own files.
+        return _remove_files(store.workspace, [Path("artifacts") / name, *files], trials)
 
 
 def _check_idle(database: Database, name: str) -> None:

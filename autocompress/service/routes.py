@@ -279,7 +279,9 @@ def metrics(request: Request) -> Response:
 
 
 @router.get("/audit", tags=["server"])
-def audit(request: Request, limit: Limit = 100, before: int | None = None) -> Response:
+def audit(
+    request: Request, limit: Limit = 100, before: Annotated[int | None, Query(ge=0, lt=2**62)] = None
+) -> Response:
     """Who did what, newest first; `before`: the `next` of the page before."""
     entries = service(request).audit.read(before=before, limit=limit)
     return json_response({"items": entries, "next": entries[-1]["id"] if len(entries) == limit else None})

@@ -24,6 +24,7 @@ from autocompress.records import StudyState
 from autocompress.service.jobs import LEASE_S, Job, JobState, JobStore, server_name
 from autocompress.service.processes import Process, memory_bytes
 from autocompress.service.settings import Settings
+from autocompress.study.executors import own_environment
 from autocompress.study.store import StudyStore
 
 _POLL_S = 0.25
@@ -129,8 +130,7 @@ class Scheduler:
     def _launch(self, job: Job) -> None:
         logs = self._settings.workspace / "logs"
         logs.mkdir(exist_ok=True)
-        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        environment = {name: value for name, value in own_environment().items() if name not in _SECRETS}
         with (logs / f"{job.id}.log").open("ab") as log:
             popen = subprocess.Popen(
                 self._command(self._settings.workspace, job, self.server),

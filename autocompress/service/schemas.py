@@ -51,7 +51,7 @@ class NewStudy(_Request):
 class Refinement(_Request):
     """A search around one trial of a study."""
 
-    trial: int = Field(ge=0)
+    trial: int = Field(ge=0, lt=2**31)
     budget: str | float | None = None
     name: str | None = Field(None, max_length=100)
     priority: int = Field(0, ge=-100, le=100)
@@ -96,6 +96,7 @@ class StudySummary(BaseModel):
     hypervolume: float | None
     best: list[str]
     error: str | None
+    exit_code: int | None = Field(description="of the command line for this error")
 
 
 class StudyList(BaseModel):
@@ -130,6 +131,7 @@ class ExportView(BaseModel):
     trial: int | None
     size_bytes: int | None
     error: str | None
+    exit_code: int | None = Field(description="of the command line for this error")
 
 
 class ProblemView(BaseModel):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.errors import UsageError
-from autocompress.measure.machine import cores, memory_bytes
+from autocompress.measure.machine import memory_bytes
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 
@@ -75,8 +75,8 @@ def is_loopback(host: str) -> bool:
 
 
 def default_parallel() -> int:
-    """Half the cores: two searches that train on the same core take nine times as long, not twice."""
-    return max(1, cores() // 2)
+    """One: there is one device, on which one search runs at a time, and it shall have the memory of all."""
+    return 1
 
 
 def default_memory_bytes(parallel: int) -> int | None:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from autocompress.service.problems import Problem
 from autocompress.study.database import Database
+from autocompress.study.executors import own_environment
 
 _HEADER = struct.Struct("<Q")
 MAX_HEADER_BYTES = 8 << 20
@@ -72,10 +73,6 @@ class Models:
         with self._database.read() as connection:
             rows = connection.execute("SELECT * FROM ac_model ORDER BY created DESC").fetchall()
         return [{**dict(row), "args": json.loads(row["args"])} for row in rows]
-
-    def ids(self) -> set[str]:
-        """Ids of the weights that are there."""
-        return {entry["id"] for entry in self.listed() if self.path(entry["id"]).is_file()}
 
     def path(self, identifier: str) -> Path:
         """File of the weights with an id that `ids` holds."""
@@ -244,7 +241,7 @@ def _digest(file: Path) -> str:
 
 def _ask(*question: str) -> Any:
     """What a process with torch says about the built-in networks."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = own_environment()
     environment.pop("AUTOCOMPRESS_TOKEN", None)
     try:
         done = subprocess.run(

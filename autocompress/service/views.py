@@ -216,7 +216,8 @@ class Views:
         spent_s = _spent(status, state, now)
         ends = now + max(0.0, budget_s - spent_s) if state in ("running", "finalising") else None
         document = view.document if view else None
-        error = job.error if job and state == "failed" else None
+        failed = job if job and state == "failed" else None
+        error = failed.error if failed else None
         return {
             "id": study_id(name),
             "study": name,
@@ -233,6 +234,7 @@ class Views:
             "hypervolume": document["hypervolume"]["val"] if document else None,
             "best": list(view.best) if view else [],
             "error": error or (view.record.message or None if view and state == "failed" else None),
+            "exit_code": failed.exit_code if failed else None,
         }
 
     def detail(self, name: str) -> str:
@@ -260,8 +262,8 @@ class Views:
     def _beliefs(self, name: str, view: StudyView) -> dict[str, Any]:
         if view.record.baseline is None:
             return {"lines": []}
-        direction = metric_direction(view.record)
-        facts = belief_facts(self.trials(name), view.record.baseline, direction=direction)
+        record, direction = view.record, metric_direction(view.record)
+        facts = belief_facts(self.trials(name), record.baseline, direction=direction, objectives=record.objectives)
         numbers = ("rank_correlation", "within", "size_error", "latency_error")
         return {"lines": belief_lines(facts), **{number: getattr(facts, number) for number in numbers}}
 
@@ -327,7 +329,8 @@ def _best(record: StudyRecord, front: tuple[FrontPoint, ...]) -> tuple[str, ...]
     for rule in _RULES:
         usual = {} if rule == "knee" else {"max_drop": _FEW_POINTS}  # the knee weighs the loss itself
         try:
-            point = pick(others, base, rule, direction=direction, **{**usual, **limits})
+            kept: dict[str, Any] = {**usual, **limits}
+            point = pick(others, base, rule, direction=direction, objectives=record.objectives, **kept)
         except AutocompressError:
             continue
         found.setdefault(point.trial, f"{words(point, base, direction=direction)} (trial {point.trial})")

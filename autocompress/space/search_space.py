@@ -70,12 +70,15 @@ class SearchSpace:
 
     def raw(self) -> dict[str, Parameter]:
         """Every searched parameter by its lasting name; what has a single choice is left out."""
+        return _searched(self._every())
+
+    def _every(self) -> dict[str, Parameter]:
         found = {f"prune_ratio/{g.name}": self._ratios(g) for g in self.facts.groups}
         found |= {f"weight_bits/{n.name}": Parameter(choices=self.config.weight_bits) for n in self.facts.layers}
         found |= {f"rank_ratio/{name}": Parameter(choices=self.rank_ratios) for name in self._factorable()}
         if self.config.remove_blocks:
             found |= {f"remove_block/{b.name}": Parameter(choices=(False, True)) for b in self.facts.blocks}
-        return _searched(found | self._shared())
+        return found | self._shared()
 
     def knobs(self) -> dict[str, Parameter]:
         """The dials of `from_knobs`."""
@@ -109,8 +112,8 @@ class SearchSpace:
 
         What is inside of a removed block gets the values that `decode` takes where none are given.
         """
-        raw, plan = self.raw(), self.canonical(plan)
-        if any(f"remove_block/{name}" not in raw for name in plan.removed_blocks):
+        every, plan = self._every(), self.canonical(plan)
+        if any(f"remove_block/{name}" not in every for name in plan.removed_blocks):
             return None
         ratios = self.rank_ratios
         if any(ratio > 0 and ratio not in ratios for ratio in plan.rank_ratio.values()):
@@ -124,7 +127,9 @@ class SearchSpace:
             **{f"distill/{name}": getattr(plan.distill, name) for name in _COMPANIONS},
             "learning_rate": plan.learning_rate,
             "levels": plan.levels,
-            "sparsity": plan.sparsity,
+            "sparsity": next(
+                (s for s in self.config.sparsity if _share_of(s, plan.sparsity_kind) == plan.sparsity), None
+            ),
             "sparsity_kind": plan.sparsity_kind,
             "rounding": plan.rounding,
         }
@@ -137,9 +142,8 @@ class SearchSpace:
             f"rank_ratio/{n}": ratios[0] if n in gone else plan.rank_ratio.get(n, 0.0) for n in self._factorable()
         }
         values |= {f"remove_block/{b.name}": b.name in plan.removed_blocks for b in self.facts.blocks}
-        inside = all(not p.choices or values[n] in p.choices for n, p in raw.items())
-        inside = inside and all(p.choices or values[n] <= p.high + 1e-9 for n, p in raw.items())
-        return {n: values[n] for n in raw} if inside else None
+        inside = all(values[n] in p.choices if p.choices else values[n] <= p.high + 1e-9 for n, p in every.items())
+        return {n: values[n] for n in _searched(every)} if inside else None
 
     def canonical(self, plan: CompressionPlan) -> CompressionPlan:
         """The plan without what is inside of its removed blocks; every plan of this class is made so."""
@@ -158,8 +162,8 @@ class SearchSpace:
 
         `prune_level` is the mean share removed; `prune_slope` above 0 takes more from late groups;
         `prune_coupled` below 0 takes less from groups that tie several layers together;
-        `bits_ends` 1 keeps the first and the last layer at 8 bits at least; `rank_ratio` is that of every layer that
-        can be factored.
+        `bits_ends` 1 keeps the first and the last layer at 8 bits at least, or at the most that the study has;
+        `rank_ratio` is that of every layer that can be factored.
         """
         ratios: dict[str, float] = {}
         count = len(self.facts.groups)
@@ -173,8 +177,10 @@ class SearchSpace:
         base = knobs.get("knob/bits", self.config.weight_bits[-1])
         bits = {n.name: base for n in self.facts.layers}
         if bits and knobs.get("knob/bits_ends", 1):
+            choices = self.config.weight_bits
+            enough = min((b for b in choices if b >= 8), default=max(choices))
             for end in (self.facts.layers[0].name, self.facts.layers[-1].name):
-                bits[end] = max(8, base)
+                bits[end] = max(enough, base)
         rank = knobs.get("knob/rank_ratio", self.rank_ratios[0])
         return self._plan(ratios, bits, knobs, dict.fromkeys(self._factorable(), rank))
 

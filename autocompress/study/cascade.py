@@ -20,13 +20,16 @@ from autocompress.export.cascade import confidences, join
 from autocompress.front.explain import plan_document
 from autocompress.measure.machine import cores
 from autocompress.measure.quality import drop, predict
+from autocompress.measure.runtime import first_line
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Cascade, Latency, Measurement, TrialRecord, TrialState
 from autocompress.search.cascades import Pair, Stage, choose_pair, pairs, stream_rows
 from autocompress.search.stopping import broken_bound
-from autocompress.study.prepare import Clock, Report, Task
+from autocompress.study.durable import sync_folder
+from autocompress.study.progress import Clock, Report
 from autocompress.study.requests import CascadeRequest
+from autocompress.study.task import Task
 
 STREAM = "stream.json"  # beside the file: the validation samples that its mean latency is measured on
 _TIMED, _STREAM_BYTES = 500, 64e6  # samples, at most
@@ -105,7 +108,9 @@ def _stage(task: Task, request: CascadeRequest, record: TrialRecord) -> Stage:
     assert record.measurement is not None
     if record.trial not in task.answers:
         inputs = [t.numpy() for t in task.splits.val.inputs]
-        task.answers[record.trial] = predict(_path(task, record), inputs, threads=cores())
+        task.answers[record.trial] = predict(
+            _path(task, record), inputs, threads=cores(), device_batch=task.device.facts.batch
+        )
     outputs = task.answers[record.trial]
     rival = next(r for r in request.rivals if r.trial == record.trial)
     return Stage(
@@ -136,26 +141,30 @@ def _made(task: Task, request: CascadeRequest, pair: Pair, stages: list[Stage]) 
         trial=request.trial, state=TrialState.COMPLETE, plan=first.plan, origin="cascade", widths=first.widths,
         cascade=cascade,
     )  # fmt: skip
+    folder = task.source.folder / f"trial-{record.trial}"
     try:
-        record = _measured(task, record, (first, second), rows)
+        record = _measured(task, record, (first, second), rows, folder)
     except (ValueError, DeviceError) as error:
-        return replace(record, state=TrialState.FAILED, reason=str(error).splitlines()[0][:300])
+        shutil.rmtree(folder, ignore_errors=True)
+        return replace(record, state=TrialState.FAILED, reason=first_line(error)[:300])
     found = record.measurement
     assert found is not None
     if reason := broken_bound(found.size_bytes, found.latency.latency_ms, request.constraints):
-        shutil.rmtree(_path(task, record).parent)
+        shutil.rmtree(folder, ignore_errors=True)
         return replace(record, state=TrialState.INFEASIBLE, reason=reason, artifact=None)
+    sync_folder(folder)
     return record
 
 
 def _measured(
-    task: Task, record: TrialRecord, members: tuple[TrialRecord, TrialRecord], rows: list[int]
+    task: Task, record: TrialRecord, members: tuple[TrialRecord, TrialRecord], rows: list[int], folder: Path
 ) -> TrialRecord:
     """Write the file and measure everything that is reported of it; `rows`: validation samples to time it on."""
     cascade, clock = record.cascade, Clock()
     assert cascade is not None
-    path = task.source.folder / f"trial-{record.trial}" / "model.onnx"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    shutil.rmtree(folder, ignore_errors=True)  # of a trial that had this number and was lost
+    folder.mkdir(parents=True, exist_ok=True)
     artifact = join(*(_path(task, member).read_bytes() for member in members), threshold=cascade.threshold)
     path.write_bytes(artifact)
     path.with_name(STREAM).write_text(json.dumps(rows))

@@ -79,6 +79,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE ac_trial_3 RENAME TO ac_trial",
         "CREATE INDEX ac_trial_front ON ac_trial (study, state, number, val, size_bytes, latency_ms)",
     ),
+    (
+        # What the command line returns for a failure that a server tells of: the text alone does not say.
+        "ALTER TABLE ac_job ADD COLUMN exit_code INTEGER",
+        "ALTER TABLE ac_export ADD COLUMN exit_code INTEGER",
+    ),
 )
 
 
@@ -253,7 +258,7 @@ def file_system(folder: Path) -> str | None:
 def _connect(path: Path, *, readonly: bool) -> sqlite3.Connection:
     """A connection that never begins a transaction by itself."""
     if not readonly:
-        return _checked(sqlite3.connect(path, **_OPTIONS), _set_pragmas)
+        return _checked(sqlite3.connect(path, **_OPTIONS), _set_durable_pragmas)
     url = f"file:{quote(str(path))}?mode=ro"
     try:
         return _checked(sqlite3.connect(url, uri=True, **_OPTIONS), _read_something)
@@ -279,7 +284,14 @@ def _read_something(connection: sqlite3.Connection) -> None:
     connection.execute("SELECT count(*) FROM sqlite_master")
 
 
+def _set_durable_pragmas(connection: sqlite3.Connection) -> None:
+    """As below, and what was committed is on the disk: a trial that we call finished survives a power cut."""
+    _set_pragmas(connection)
+    connection.execute("PRAGMA synchronous = FULL")
+
+
 def _set_pragmas(connection: sqlite3.Connection) -> None:
+    """For Optuna, which commits each parameter alone: too often to wait for the disk, and what is lost is put right."""
     connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
     connection.execute("PRAGMA synchronous = NORMAL")
     end = time.monotonic() + BUSY_TIMEOUT_S

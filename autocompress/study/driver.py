@@ -7,30 +7,25 @@ what does runs in `worker.py`.
 from __future__ import annotations
 
 import itertools
-import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autocompress.config import SpaceConfig, StudyConfig
 from autocompress.errors import BudgetError, StageError, UsageError
-from autocompress.front.explain import is_share
-from autocompress.front.hypervolume import Direction, metric_drop
+from autocompress.front.hypervolume import metric_drop
 from autocompress.plan import Activations, CompressionPlan
 from autocompress.records import (
     Baseline,
-    Latency,
-    Measurement,
-    ModelFacts,
     Progress,
     StudyRecord,
     StudyState,
     TrialRecord,
     TrialState,
+    cheap_ratios,
     weighed_bytes,
 )
 from autocompress.search.front_sampler import Reference
@@ -39,46 +34,26 @@ from autocompress.search.sampler import make_sampler
 from autocompress.search.stopping import Constraints, Rival, Rung, learn_rung
 from autocompress.search.surrogate import trained_on
 from autocompress.space.search_space import SearchSpace
+from autocompress.study.baseline import baseline_trial, drop_noise
 from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
+from autocompress.study.failures import repeated_failure
 from autocompress.study.finalise import finalise
-from autocompress.study.ledger import LOST, Ledger
+from autocompress.study.ledger import Ledger
 from autocompress.study.requests import TEACHER_CUT, Member, Prepared, Request, Source
+from autocompress.study.schedule import schedule
 from autocompress.study.store import StudyStore
 
 Listener = Callable[[Progress | TrialRecord], None]
 _TICK_S = 1.0
-_SAME_FAILURES = ((3, 3), (5, 10))  # so many of the latest attempts
-_NUMBER = re.compile(r"\d+")  # the same failure after 7 steps and after 8
 _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
-_STAGES = ("search", "final")  # what comes after preparing
-_SEARCHED = ("baseline", "anchor", "search")  # origins of the trials before the last stage
+_STAGES = ("search", "final", "resumed")  # what comes after preparing
 _STARTS = 3  # of a worker that dies while it prepares
 _FINALISTS = 5  # trials that the last stage is about enough for
 
 
 class Cancelled(Exception):
     """Somebody asked for the end of the study."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """How the budget is divided, in seconds.
-
-    Attributes:
-        train_s: training of one trial.
-        final_s: kept for the final stage: a share of what preparing has left, so a slow teacher shortens both stages.
-    """
-
-    train_s: float
-    final_s: float
-
-
-def schedule(config: StudyConfig, *, preparing_s: float = 0.0) -> Schedule:
-    """A fiftieth of the budget trains one trial (from 1.5 s to 5 minutes), unless the study says otherwise."""
-    budget = config.search.budget
-    train_s = config.search.train_s or min(300.0, max(1.5, budget / 50))
-    return Schedule(train_s=train_s, final_s=config.search.final_share * max(0.0, budget - preparing_s))
 
 
 class Driver:
@@ -109,7 +84,7 @@ class Driver:
                     self._search()
                 with self.timed("final"):
                     finalise(self)
-            state, message = StudyState.FINISHED, self._failure() or self._warning()
+            state, message = StudyState.FINISHED, repeated_failure(self.trials) or self._warning()
             self.say("finished")
         except KeyboardInterrupt:
             self._close(StudyState.INTERRUPTED, "interrupted")
@@ -161,6 +136,8 @@ class Driver:
         preparing_s = sum(s for stage, s in durations_s.items() if stage not in _STAGES)
         self.schedule = schedule(self.config, preparing_s=preparing_s)
         if record.baseline is not None:
+            if self.stage == "setup":  # else it is the search that waits for a worker that died
+                self._add_duration("resumed", sum(prepared.durations_s.values()))
             return
         self.store.update(
             self.config.name,
@@ -203,7 +180,7 @@ class Driver:
             self.trials.append(lost)
         if not known:
             facts = self.space.facts
-            self.finish(_baseline_trial(self.baseline, facts))
+            self.finish(baseline_trial(self.baseline, facts))
 
     def _sampler(self, known: int) -> Any:
         search, baseline = self.config.search, self.baseline
@@ -213,7 +190,7 @@ class Driver:
             latency_ms=baseline.latency_ms,
             direction=self.direction,
             objectives=search.objectives,
-            noise=_noise(baseline, min(self.data_sizes["val"], self.config.data.max_val), self.direction),
+            noise=drop_noise(baseline, min(self.data_sizes["val"], self.config.data.max_val), self.direction),
             latency_noise=baseline.latency_sd or 0.0,
             train_s=self.schedule.train_s,
             later=self.schedule.final_s / (_FINALISTS * self.schedule.train_s),
@@ -310,7 +287,7 @@ class Driver:
         return limit is not None and sum(t.origin != "cascade" for t in self.trials) >= limit
 
     def _has_time(self, until: float) -> bool:
-        if self.at_limit or self._failure():
+        if self.at_limit or repeated_failure(self.trials):
             return False
         return time.monotonic() + self.schedule.train_s / 2 + self.overhead_s() < until
 
@@ -391,39 +368,19 @@ class Driver:
             measured = record.measurement
             if record.state is not TrialState.COMPLETE or measured is None or measured.val is None:
                 continue
+            size_ratio, latency_ratio = cheap_ratios(measured, self.baseline, objectives)
             yield Rival(
                 trial=record.trial,
                 plan=record.plan,
                 drop=metric_drop(measured.val, self.baseline.val, direction=self.direction),
-                size_ratio=weighed_bytes(measured, objectives) / weighed_bytes(self.baseline, objectives)
-                if {"size", "compressed"} & set(objectives)
-                else 0.0,
-                latency_ratio=measured.latency.ratio if "latency" in objectives else 0.0,
+                size_ratio=size_ratio,
+                latency_ratio=latency_ratio,
             )
 
     def believed_rivals(self) -> list[Rival]:
         """The same with the drops that the sampler believes in, if it does: the luckiest of many look too good."""
         believed = self.ledger.believed_drops()
         return [replace(r, drop=believed.get(r.trial, r.drop)) for r in self.rivals()]
-
-    def _failure(self) -> str:
-        """Why the search ends early: the same failure three times in a row, or in half of the last ten attempts.
-
-        Numbers in the reason do not count. An attempt is complete or failed: a stopped trial proves nothing, and
-        neither does one that was interrupted, or one of the last stage.
-        """
-        ended = (TrialState.COMPLETE, TrialState.FAILED)
-        attempts = [t for t in self.trials if t.state in ended and t.origin in _SEARCHED and t.reason != LOST]
-        for same, latest in _SAME_FAILURES:
-            alike: dict[str, list[str]] = {}
-            for trial in attempts[-latest:]:
-                if trial.state is TrialState.FAILED:
-                    alike.setdefault(_NUMBER.sub("#", trial.reason), []).append(trial.reason)
-            for reasons in alike.values():
-                if len(reasons) >= same:
-                    among = f" among {latest} attempts" if latest > same else ""
-                    return f"ended after {same} identical failures{among}: {reasons[0]}"
-        return ""
 
     def _warning(self) -> str:
         """What the numbers are to be read with, before anything else."""
@@ -488,38 +445,3 @@ class Driver:
 
 def _members(trials: Sequence[TrialRecord]) -> tuple[Member, ...]:
     return tuple(Member(trial=t.trial, plan=t.plan) for t in trials)
-
-
-def _noise(baseline: Baseline, samples: int, direction: Direction) -> float:
-    """Standard deviation of a drop between two networks that mostly err on the same samples.
-
-    That of a share of samples, or else what the metric's interval says; relative for an error, as its drop is.
-    """
-    if is_share(baseline.metric) or baseline.val_ci is None:
-        share = min(max(baseline.val, 0.0), 1.0) if direction == "maximize" else 0.5
-        error = math.sqrt(share * (1 - share) / max(1, samples))
-    else:
-        low, high = baseline.val_ci
-        error = (high - low) / (2 * 1.96)
-        error /= max(abs(baseline.val), 1e-12) if direction == "minimize" else 1.0
-    return max(0.5 * math.sqrt(2) * error, 1e-4)
-
-
-def _baseline_trial(baseline: Any, facts: ModelFacts) -> TrialRecord:
-    return TrialRecord(
-        trial=0,
-        state=TrialState.COMPLETE,
-        plan=CompressionPlan(),
-        origin="baseline",
-        measurement=Measurement(
-            val=baseline.val,
-            val_ci=baseline.val_ci,
-            size_bytes=baseline.size_bytes,
-            compressed_bytes=baseline.compressed_bytes,
-            latency=Latency(latency_ms=baseline.latency_ms, ratio=1.0, ratio_ci=(1.0, 1.0), blocks=0),
-            params=baseline.params,
-            macs=baseline.macs,
-        ),
-        artifact=baseline.artifact,
-        widths={g.name: g.channels for g in facts.groups},
-    )

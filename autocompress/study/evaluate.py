@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from autocompress.export.artifact import emit
 from autocompress.export.check import check_artifact
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
-from autocompress.records import Latency, Measurement, TrialRecord, TrialState, weighed_bytes
+from autocompress.records import Latency, Measurement, TrialRecord, TrialState, cheap_ratios
 from autocompress.recover.damage import reestimate_
 from autocompress.recover.finetune import TrainingReport, finetune_
 from autocompress.recover.teacher import average_
@@ -35,29 +36,39 @@ from autocompress.search.stopping import hopeless, judge
 from autocompress.space.layers import count_macs
 from autocompress.space.search_space import kept_widths
 from autocompress.study.cascade import timed_on_stream
-from autocompress.study.prepare import Ancestor, Report, Task, each_second
+from autocompress.study.durable import sync_folder
+from autocompress.study.progress import Report, each_second
 from autocompress.study.requests import Examination, Member, Request
+from autocompress.study.task import Ancestor, Task
 
 _ROUNDING_FROM, _CONTINUE_ROUNDING_FROM = 0.5, 0.2  # share of the training
 _CHECKED = 64  # samples on which the file is compared with torch
 
 
 def evaluate(task: Task, request: Request, report: Report) -> TrialRecord:
-    """Run one trial to its end, whatever that is; only our own bugs raise."""
+    """Run one trial to its end, whatever that is; only our own bugs raise.
+
+    Its folder holds the files of a complete trial, or is not there.
+    """
     plan, stages = request.plan, _Stages()
+    folder = _folder(task, request.trial)
+    shutil.rmtree(folder, ignore_errors=True)  # of a trial that had this number and was lost
     record = TrialRecord(
         trial=request.trial, state=TrialState.FAILED, plan=plan, origin=request.origin, parent=request.parent,
         widths=kept_widths(task.facts, plan),
     )  # fmt: skip
     try:
-        return replace(_run(task, request, record, stages, report), durations_s=stages.seconds)
+        record = _run(task, request, record, stages, report)
     except StageError as error:
-        return replace(record, reason=str(error), durations_s=stages.seconds)
+        record = replace(record, reason=str(error))
+    if record.state is not TrialState.COMPLETE:
+        shutil.rmtree(folder, ignore_errors=True)
+    return replace(record, durations_s=stages.seconds)
 
 
 def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, report: Report) -> TrialRecord:
     plan, baseline = request.plan, task.baseline
-    folder = task.source.folder / f"trial-{request.trial}"
+    folder = _folder(task, request.trial)
     path = folder / "model.onnx"
     with stages("prune"):
         network = task.prune(plan, _ancestor(task, request)) if not request.soup else _soup(task, request)
@@ -70,31 +81,29 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         params=sum(p.numel() for p in network.parameters()), macs=count_macs(network, task.example),
     )  # fmt: skip
     record = replace(record, measurement=measured)
-    objectives = task.source.config.search.objectives
-    size_ratio = weighed_bytes(measured, objectives) / weighed_bytes(baseline, objectives)
+    cheap = cheap_ratios(measured, baseline, task.source.config.search.objectives)
     verdict = judge(
         plan,
         size_bytes=len(sketch),
         latency_ms=latency.latency_ms,
-        size_ratio=size_ratio,
-        latency_ratio=latency.ratio,
+        size_ratio=cheap[0],
+        latency_ratio=cheap[1],
         rivals=request.rivals,
         constraints=request.constraints,
     )
     trains = plan.trains and not request.soup
     train_s = min(request.train_s, request.deadline - time.monotonic() - 2 * stages.total()) if trains else 0.0
     if not verdict.train and not request.anchor:
-        return _ended(record, path, TrialState.INFEASIBLE if verdict.infeasible else TrialState.STOPPED, verdict.reason)
+        state = TrialState.INFEASIBLE if verdict.infeasible else TrialState.STOPPED
+        return replace(record, state=state, reason=verdict.reason)
     if trains and train_s < request.train_s / 2:
-        return _ended(record, path, TrialState.STOPPED, "too little time was left to train it")
-    cheap = (size_ratio, latency.ratio)
+        return replace(record, state=TrialState.STOPPED, reason="too little time was left to train it")
     watch = _Watch(task, network, request, cheap, each_second(report, f"trial {request.trial}: training"))
     try:
         with stages("train"):
             training = _recover(task, network, request, train_s, watch)
     except Hopeless as end:
-        record = replace(record, rung_drop=watch.drop, rung_s=watch.seconds)
-        return _ended(record, path, TrialState.STOPPED, str(end))
+        return replace(record, state=TrialState.STOPPED, reason=str(end), rung_drop=watch.drop, rung_s=watch.seconds)
     record = replace(record, rung_drop=watch.drop, rung_s=watch.seconds)
     with stages("emit"):
         weights, rounding = float_state(network), rounding_state(network)
@@ -104,6 +113,7 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         if rounding:
             save_file(rounding, folder / "rounding.safetensors")
         (folder / "plan.json").write_text(json.dumps(plan.to_dict(), indent=1))
+        sync_folder(folder)
     with stages("check"):
         few = tuple(t[:_CHECKED] for t in task.exporter.samples)
         check_artifact(artifact, network, few, exact=plan.activations == "float")
@@ -246,20 +256,17 @@ def _ancestor(task: Task, request: Request) -> Ancestor | None:
 
 
 def _as_ancestor(task: Task, member: Member) -> Ancestor:
-    return Ancestor(plan=member.plan, weights=task.source.folder / f"trial-{member.trial}" / "weights.safetensors")
+    return Ancestor(plan=member.plan, weights=_folder(task, member.trial) / "weights.safetensors")
+
+
+def _folder(task: Task, trial: int) -> Path:
+    return task.source.folder / f"trial-{trial}"
 
 
 def _soup(task: Task, request: Request) -> nn.Module:
     """One network with the mean of several networks' float weights; its batch norms are re-estimated."""
     networks = [task.prune(request.plan, _as_ancestor(task, member)) for member in request.soup]
     return reestimate_(average_(networks), task.exporter.samples)
-
-
-def _ended(record: TrialRecord, path: Path, state: TrialState, reason: str) -> TrialRecord:
-    path.unlink(missing_ok=True)
-    if not any(path.parent.iterdir()):
-        path.parent.rmdir()
-    return replace(record, state=state, reason=reason)
 
 
 @dataclass(slots=True)

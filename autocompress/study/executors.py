@@ -31,6 +31,15 @@ class WorkerBug(Exception):
     """Our own code raised in the worker; the text is its traceback."""
 
 
+def own_environment() -> dict[str, str]:
+    """What a process of ours is started with: our import path, and the current folder behind it.
+
+    By itself, Python would put that folder first, and a `queue.py` in it in the place of the standard library's.
+    """
+    path = [*(folder for folder in sys.path if folder), os.curdir]
+    return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
+
+
 class LocalWorker:
     """One worker process in a session of its own, so that a Ctrl-C reaches the driver alone.
 
@@ -120,7 +129,7 @@ class LocalWorker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,
-                env={**_MALLOC, **os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env={**_MALLOC, **own_environment()},
             )
         assert self._process is not None
         return self._process

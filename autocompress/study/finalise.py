@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autocompress.front.hypervolume import contributions, gain
+from autocompress.front.hypervolume import Floats, contributions, gain
 from autocompress.front.pareto import non_dominated
 from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
-from autocompress.search.stopping import MIN_GAIN, Rival
+from autocompress.search.stopping import BEYOND, MIN_GAIN, Constraints, Rival, broken_bound
 from autocompress.search.surrogate import trained_on, training_factor
 from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.requests import MOST_CASCADES, CascadeRequest, Examination
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is not worth its overhead
 _MOST = 12
-_BEYOND = 0.1  # what a gain beyond the allowed drop is worth
 _VARIANTS = 0.2  # of the last stage's time is for other roundings of what was trained
 _VARIANT_TRAINING = 0.5  # of a trial's
 _MARGIN_S = 1.0
@@ -63,10 +63,14 @@ def candidates(rivals: list[Rival]) -> list[int]:
     """Trials on the front by the hypervolume that only they contribute, most first."""
     if not rivals:
         return []
-    points = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals])
+    points = _points(rivals)
     order = np.argsort(-contributions(points), kind="stable")
     on_front = non_dominated(points)
     return [rivals[i].trial for i in order if on_front[i]]
+
+
+def _points(rivals: Sequence[Rival]) -> Floats:
+    return np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
 
 
 def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
@@ -80,33 +84,37 @@ def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
     seconds = left / count - driver.overhead_s()
     by_number = {t.trial: t for t in driver.trials}
     rivals = driver.believed_rivals()
+    front = _points(rivals)
+    front = front[non_dominated(front)]
+    bounds, finals = driver.constraints, [t for t in driver.trials if t.origin == "final"]
     prospects = {
-        r.trial: prospect(
-            r,
-            rivals,
-            longer=trained_on(before, seconds) / before,
-            max_drop=driver.constraints.max_drop,
-        )
+        r.trial: prospect(r, front, longer=trained_on(before, seconds) / before, max_drop=bounds.max_drop)
         for r in rivals
-        if r.plan.trains and (before := by_number[r.trial].equivalent_s) > 0 and not _had_its_turn(r, driver)
+        if r.plan.trains
+        and (before := by_number[r.trial].equivalent_s) > 0
+        and not any(t.plan.same_as(r.plan) for t in finals)  # once more gains little, and others wait
+        and not _breaks(by_number[r.trial], bounds)
     }
     best = max(prospects, key=lambda n: prospects[n], default=None)
     return None if best is None or prospects[best] < MIN_GAIN else (by_number[best], seconds)
 
 
-def _had_its_turn(rival: Rival, driver: Driver) -> bool:
-    """Whether a plan was trained further before: once more gains little, and others wait."""
-    return any(t.origin == "final" and t.plan.same_as(rival.plan) for t in driver.trials)
+def _breaks(trial: TrialRecord, bounds: Constraints) -> bool:
+    """Whether a file breaks a bound that no training changes."""
+    measured = trial.measurement
+    return measured is not None and bool(broken_bound(measured.size_bytes, measured.latency.latency_ms, bounds))
 
 
-def prospect(rival: Rival, rivals: list[Rival], *, longer: float, max_drop: float | None = None) -> float:
+def prospect(rival: Rival, front: Floats, *, longer: float, max_drop: float | None = None) -> float:
     """Hypervolume that a trial is expected to add when its training is worth `longer` times what it was.
 
     One that would still lose more than `max_drop` counts for little.
+
+    Args:
+        front: [n, 3] of (drop, size ratio, latency ratio).
     """
     drop = rival.drop * training_factor(longer)
-    front = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals])
-    share = 1.0 if max_drop is None or drop <= max_drop else _BEYOND
+    share = 1.0 if max_drop is None or drop <= max_drop else BEYOND
     return share * gain((drop, rival.size_ratio, rival.latency_ratio), front)
 
 
@@ -160,7 +168,7 @@ def _round_otherwise(driver: Driver) -> None:
         deadline = driver.end - _reserve_s(driver)
         if time.monotonic() + seconds + driver.overhead_s() > deadline:
             return
-        variant = best_variant(driver.space, driver.trials, _networks(driver))
+        variant = best_variant(driver.space, driver.trials, _networks(driver), driver.constraints)
         if variant is None:
             return
         driver.say(f"rounding trial {variant.parent} otherwise")
@@ -260,16 +268,19 @@ def _examine(driver: Driver) -> None:
     name, stored = driver.config.name, driver.store.study(driver.config.name).baseline
     assert stored is not None
     dense = next(t for t in driver.trials if t.origin == "baseline")
+    alike: dict[str, list[int]] = {}
+    for index, trial in enumerate(driver.trials):
+        alike.setdefault(trial.structure_key(), []).append(index)
     if stored.test is None and (seen := _look(driver, stored.artifact)) is not None:
         driver.store.update(name, baseline=replace(stored, test=seen.test, test_ci=seen.test_ci))
-        _note(driver, dense, seen)
+        _note(driver, dense, seen, alike[dense.structure_key()])
     while (record := _next_unseen(driver)) is not None:
         assert record.artifact is not None
         driver.say(f"measuring trial {record.trial} afresh")
         seen = _look(driver, record.artifact)
         if seen is None:
             return
-        _note(driver, record, seen)
+        _note(driver, record, seen, alike[record.structure_key()])
 
 
 def _next_unseen(driver: Driver) -> TrialRecord | None:
@@ -282,12 +293,16 @@ def _next_unseen(driver: Driver) -> TrialRecord | None:
     return None
 
 
-def _note(driver: Driver, record: TrialRecord, seen: Examination) -> None:
-    """Store the test value of one trial, and the fresh latency for every trial of the same structure."""
-    key = record.structure_key()
-    for index, other in enumerate(driver.trials):
+def _note(driver: Driver, record: TrialRecord, seen: Examination, alike: list[int]) -> None:
+    """Store the test value of one trial, and the fresh latency for every trial of the same structure.
+
+    Args:
+        alike: places of those among the driver's trials.
+    """
+    for index in alike:
+        other = driver.trials[index]
         measured = other.measurement
-        if measured is None or other.structure_key() != key:
+        if measured is None:
             continue
         latency = measured.latency if other.origin == "baseline" else seen.latency
         measured = replace(measured, latency=latency)

@@ -162,7 +162,10 @@ class Ledger:
             "reason": record.reason,
             "artifact": record.artifact,
             "size_and_latency": self._cheap(record),
+            "size_bytes": record.measurement.size_bytes if record.measurement else None,
+            "latency_ms": record.measurement.latency.latency_ms if record.measurement else None,
             "trained_s": record.equivalent_s,
+            "interrupted": record.reason == LOST,
         }
         if record.origin in ("search", "cascade"):  # a cascade is no plan: nothing can be learned from it
             return attributes

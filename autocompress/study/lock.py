@@ -52,13 +52,6 @@ def release(path: Path) -> None:
         os.close(_held.pop((os.getpid(), path)))
 
 
-def release_all(folder: Path) -> None:
-    """Give back every lock file of a folder that this process holds."""
-    for _, path in list(_held):
-        if path.parent == folder:
-            release(path)
-
-
 def is_mine(path: Path) -> bool:
     """Whether this process holds the lock file."""
     return (os.getpid(), path) in _held

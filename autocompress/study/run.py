@@ -13,7 +13,7 @@ from autocompress.config import StudyConfig
 from autocompress.errors import AutocompressError, UsageError
 from autocompress.records import DeviceFacts, StudyRecord, StudyState
 from autocompress.study.driver import Driver, Listener
-from autocompress.study.store import StudyStore
+from autocompress.study.store import StudyStore, check_study_name
 
 _VERSIONS = ("torch", "torch-pruning", "onnx", "onnxruntime", "onnxscript", "optuna", "numpy")
 
@@ -74,6 +74,7 @@ def resume_study(name: str, *, workspace: Path, listener: Listener) -> StudyReco
 def _start(
     config: StudyConfig, workspace: Path, base: Path | None, content: bytes | None, listener: Listener
 ) -> StudyRecord:
+    check_study_name(config.name)  # before anything is made
     with StudyStore(workspace) as store:
         store.claim(config.name)
         store.create(_new_record(config, base))

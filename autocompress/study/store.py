@@ -82,6 +82,7 @@ class StudyStore:
         self.workspace = Path(workspace).absolute()
         self._database = Database(self.workspace, readonly=readonly)
         self.path = self._database.path
+        self._claims: set[str] = set()  # taken by this store: another one of this process may hold others
 
     def __enter__(self) -> Self:
         return self
@@ -90,8 +91,9 @@ class StudyStore:
         self.close()
 
     def close(self) -> None:
-        """Give back the claims of this process on this workspace, and the connection; the next use opens it again."""
-        lock.release_all(self.workspace)
+        """Give back the claims of this store and the connection; the next use opens it again."""
+        for name in tuple(self._claims):
+            self.release(name)
         self._database.close()
 
     # -- studies
@@ -122,11 +124,7 @@ class StudyStore:
         Raises:
             UsageError: the name is taken, or cannot be the name of a folder.
         """
-        if not STUDY_NAME.fullmatch(record.name):
-            raise UsageError(
-                f"a study's name is letters, digits, '.', '_' and '-', at most 100, got {record.name!r};"
-                " choose one with --name"
-            )
+        check_study_name(record.name)
         with self._database.write() as connection:
             if connection.execute("SELECT 1 FROM ac_study WHERE name = ?", (record.name,)).fetchone():
                 raise UsageError(
@@ -215,7 +213,11 @@ class StudyStore:
         Raises:
             UsageError: another process holds it; the text names its pid.
         """
-        if (holder := lock.take(self._lock_path(name))) is not None:
+        path = self._lock_path(name)
+        if not lock.is_mine(path):
+            self._claims.add(name)
+        if (holder := lock.take(path)) is not None:
+            self._claims.discard(name)
             raise UsageError(
                 f"study {name!r} is being written by process {holder}; wait for it, or end it with"
                 f" `autocompress cancel {name}`"
@@ -228,6 +230,7 @@ class StudyStore:
 
     def release(self, name: str) -> None:
         """Give back a claim; nothing happens if there is none."""
+        self._claims.discard(name)
         lock.release(self._lock_path(name))
 
     def owner(self, name: str) -> int | None:
@@ -387,6 +390,18 @@ class StudyStore:
 
     def _lock_path(self, name: str) -> Path:
         return self.workspace / f".lock-{name}"
+
+
+def check_study_name(name: str) -> None:
+    """Refuse what cannot be the name of a folder.
+
+    Raises:
+        UsageError: what a name is.
+    """
+    if not STUDY_NAME.fullmatch(name):
+        raise UsageError(
+            f"a study's name is letters, digits, '.', '_' and '-', at most 100, got {name!r}; choose one with --name"
+        )
 
 
 def _study_values(record: StudyRecord) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord
 from autocompress.search.cost import SizeModel
 from autocompress.search.options import Options
-from autocompress.search.stopping import MIN_GAIN, Rival
+from autocompress.search.stopping import BEYOND, MIN_GAIN, Constraints, Rival, broken_bound
 from autocompress.space.search_space import SearchSpace
 
 _MORE_BITS = 0.8  # of the drop is left, at best, where every layer gets more bits
@@ -33,17 +33,24 @@ class Variant:
     gain: float
 
 
-def best_variant(space: SearchSpace, trials: Sequence[TrialRecord], rivals: Sequence[Rival]) -> Variant | None:
+def best_variant(
+    space: SearchSpace,
+    trials: Sequence[TrialRecord],
+    rivals: Sequence[Rival],
+    constraints: Constraints | None = None,
+) -> Variant | None:
     """The variant of a network on the front that may add most; None if none would add anything.
 
     Args:
         trials: all of the study's: their files say how large another one would be, and none is tried twice.
         rivals: every trained trial, with its drop and ratios.
+        constraints: what is slower or larger than allowed is left out, what loses more counts for little.
     """
+    bounds = constraints or Constraints()
     points = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
     choices = sorted(space.config.weight_bits)
     options, weights = Options(space), {layer.name: layer.weights for layer in space.facts.layers}
-    bytes_of = {t.trial: t.measurement.size_bytes for t in trials if t.measurement}
+    files = {t.trial: t.measurement for t in trials if t.measurement}
     tried = {t.plan.structure_key() for t in trials}
     found: list[Variant] = []
     for rival, on_front in zip(rivals, non_dominated(points), strict=True):
@@ -53,9 +60,14 @@ def best_variant(space: SearchSpace, trials: Sequence[TrialRecord], rivals: Sequ
             plan = replace(rival.plan, weight_bits=bits)
             if plan.structure_key() in tried:
                 continue
-            smaller = _predicted_bytes(options, plan, rival.plan, bytes_of[rival.trial]) / bytes_of[rival.trial]
-            point = (left * max(0.0, rival.drop), rival.size_ratio * smaller, rival.latency_ratio)
-            found.append(Variant(plan=plan, parent=rival.trial, gain=gain(point, points)))
+            file = files[rival.trial]
+            predicted = _predicted_bytes(options, plan, rival.plan, file.size_bytes)
+            if broken_bound(round(predicted), file.latency.latency_ms, bounds):
+                continue
+            drop = left * max(0.0, rival.drop)
+            share = 1.0 if bounds.max_drop is None or drop <= bounds.max_drop else BEYOND
+            point = (drop, rival.size_ratio * predicted / file.size_bytes, rival.latency_ratio)
+            found.append(Variant(plan=plan, parent=rival.trial, gain=share * gain(point, points)))
     best = max(found, key=lambda v: v.gain, default=None)
     return None if best is None or best.gain < MIN_GAIN else best
 

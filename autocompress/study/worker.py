@@ -19,8 +19,10 @@ from typing import Any, BinaryIO
 from autocompress.errors import AutocompressError, UsageError
 from autocompress.study.cascade import make_cascade
 from autocompress.study.evaluate import evaluate, examine, probe
-from autocompress.study.prepare import Report, Task, prepare
+from autocompress.study.prepare import prepare
+from autocompress.study.progress import Report
 from autocompress.study.requests import Request
+from autocompress.study.task import Task
 
 _LENGTH = struct.Struct("<Q")
 

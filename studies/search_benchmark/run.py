@@ -189,7 +189,13 @@ def judge(outcome: Outcome, workspace: Path, task: str) -> tuple[dict[int, float
         if trial.state is not TrialState.COMPLETE or trial.artifact is None:
             continue
         try:
-            outputs = predict(workspace / trial.artifact, inputs, threads=cores(), runtime=study.device.runtime)
+            outputs = predict(
+                workspace / trial.artifact,
+                inputs,
+                threads=cores(),
+                device_batch=study.device.batch,
+                runtime=study.device.runtime,
+            )
             tests[trial.trial] = metric(outputs, targets)
         except ValueError as error:
             print(f"trial {trial.trial} does not run: {error}", file=sys.stderr)

@@ -247,7 +247,11 @@ def test_new_trials_arrive_without_a_reload(site, ids, open_page) -> None:
 
 
 def test_the_limits_of_a_study_stay_while_smaller_files_arrive(tmp_path, open_page) -> None:
-    tables = {"model": {"factory": "resnet20"}, "data": {"factory": "digits"}, "search": {"max_size": "200kB"}}
+    tables = {
+        "model": {"factory": "resnet20"},
+        "data": {"factory": "digits"},
+        "search": {"max_size": "200kB", "max_drop": 0.1},
+    }
     config = load_config(tables, name="bounded")
     with serving(tmp_path) as server, StudyStore(tmp_path) as store:
         store.create(make_study(name="bounded", config=config.model_dump(mode="json"), state=StudyState.RUNNING))
@@ -261,6 +265,7 @@ def test_the_limits_of_a_study_stay_while_smaller_files_arrive(tmp_path, open_pa
         store.add_trials("bounded", trials[1:])
         page.locator(".count", has_text="1 to 19 of 19").wait_for()
         assert page.locator('output[for="limit-maxSize"]').inner_text() == "200 kB"
+        assert page.locator('output[for="limit-maxDrop"]').inner_text() == "10.0 points", "twice the usual range"
         limit(page, "maxSize", 99)
         chosen = page.locator('output[for="limit-maxSize"]').inner_text()
         assert page.locator("#beyond").is_hidden()

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from autocompress.compress.compensate import compensate_, input_grams, mark_channels_, read_marks
 from autocompress.compress.prune import remove_channels_
@@ -65,3 +66,17 @@ def test_layers_that_lost_no_input_keep_their_weights():
     first = pruned[0].weight.clone()
     compensate_(pruned, dense, kept, input_grams(dense, (example,)))
     assert torch.equal(pruned[0].weight, first)
+
+
+def test_the_gram_matrix_of_a_layer_that_is_used_twice_is_the_mean_over_both():
+    """It doubles its inputs, so the second time they are 2 and 4."""
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data = 2 * torch.eye(2)
+    found = input_grams(nn.Sequential(layer, layer), (torch.tensor([[1.0, 2.0]]),))
+    assert torch.allclose(found["0"], torch.tensor([[2.5, 5.0], [5.0, 10.0]]))
+
+
+def test_a_layer_whose_weight_is_computed_keeps_it():
+    model = nn.Sequential(weight_norm(nn.Linear(2, 2)), nn.Linear(2, 1)).eval()
+    assert set(input_grams(model, (torch.ones(1, 2),))) == {"1"}
+    assert set(read_marks(mark_channels_(copy.deepcopy(model)), model)) == {"1"}

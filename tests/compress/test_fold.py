@@ -110,6 +110,29 @@ def test_linear_layers_fold_over_two_dimensional_inputs():
     assert find_pairs(model, (torch.randn(3, 5),)) == (("0", "1"),)
 
 
+class _OverPlaces(nn.Module):
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(5, 4), nn.BatchNorm1d(places)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.fc(x))
+        return out
+
+
+@pytest.mark.parametrize("places", [4, 6])
+def test_a_norm_whose_channels_are_the_places_of_a_linear_layer_is_left_alone(places):
+    assert find_pairs(_OverPlaces(places).eval(), (torch.randn(3, places, 5),)) == ()
+
+
+def test_what_cannot_be_fused_is_no_pair(tiny_model, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("the sizes do not match")
+
+    monkeypatch.setattr("autocompress.compress.fold.fuse_conv_bn_weights", fail)
+    assert find_pairs(tiny_model, (torch.randn(2, 1, 8, 8),)) == ()
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_norm_that_is_put_back_changes_nothing_and_holds_what_passes_through_it(bias):
     model = nn.Sequential(nn.Conv2d(3, 3, 3, bias=bias), _norm(3, [2.0, -0.5, 0.1]), nn.ReLU()).eval()

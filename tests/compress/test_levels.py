@@ -46,6 +46,17 @@ def test_binary_weights_are_the_signs_times_the_mean_magnitude():
     assert layer.weight.tolist()[0] == pytest.approx([0.3, -0.3, 0.3, -0.3])
 
 
+@pytest.mark.parametrize(("bits", "levels"), [(1, "uniform"), (2, "codebook"), (3, "codebook"), (3, "power_of_two")])
+def test_a_channel_of_zeros_stays_next_to_zero_also_where_the_table_has_none(bits, levels):
+    weight = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    weight[1] = 0.0
+    model = _linear(weight)
+    settle_weights_(quantize_weights_(model, {"0": bits}, levels))
+    largest = model[0].weight.detach().abs().amax(1)
+    assert largest[1] < 1e-9
+    assert largest[[0, 2]].min() > 0.5
+
+
 def test_powers_of_two():
     weight = torch.tensor([[0.0, 1.0, 2.0, 4.0, -4.0, 1.0]])
     assert fit_levels(weight, 3, "power_of_two")[0].tolist() == [0, 1, 2, 4]

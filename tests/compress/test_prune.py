@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.compensate import input_grams
 from autocompress.compress.prune import kept_scores, prune, prune_to_plan, remove_channels_
 from autocompress.plan import CompressionPlan
 from autocompress.records import ModelFacts
@@ -154,3 +155,27 @@ def test_pruning_in_two_steps_keeps_the_same_channels_as_in_one():
 def test_more_channels_than_there_are_cannot_be_kept(tiny_model):
     with pytest.raises(ValueError, match="'conv1' has 8 channels left and cannot keep 9"):
         prune(tiny_model, {"conv1": 9}, {"conv1": torch.arange(8.0)}, EXAMPLE)
+
+
+class _Deep(nn.Module):
+    """Twelve convolutions over time before a recurrent layer: numbers in the place of weights overflow on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*[nn.Conv1d(16, 16, 3, padding=1) for _ in range(12)])
+        self.rnn, self.fc = nn.LSTM(16, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.rnn(self.convs(x).transpose(1, 2))[0][:, -1])
+        return out
+
+
+def test_hidden_units_behind_many_convolutions_go_and_the_others_stand_in_for_them():
+    torch.manual_seed(0)
+    model, x = _Deep().eval(), (torch.randn(4, 16, 5),)
+    pruned = prune(model, {"rnn": 6}, {"rnn": torch.arange(8.0)}, x, grams=input_grams(model, x))
+    rows = [gate * 8 + unit for gate in range(4) for unit in range(2, 8)]
+    assert torch.equal(pruned.rnn.weight_ih_l0, model.rnn.weight_ih_l0[rows])
+    assert pruned.fc.weight.shape == (3, 6)
+    assert not torch.equal(pruned.fc.weight, model.fc.weight[:, 2:])
+    assert pruned(*x).isfinite().all()

@@ -21,6 +21,7 @@ from autocompress.errors import UsageError
 from autocompress.export import artifact as artifact_module
 from autocompress.export.artifact import emit, make_exporter
 from autocompress.export.check import check_artifact
+from autocompress.export.to_onnx import fill
 from autocompress.plan import CompressionPlan
 from autocompress.records import ModelFacts
 from autocompress.space.groups import find_groups
@@ -228,3 +229,47 @@ def test_tied_weights_several_inputs_and_matrix_products_ship_in_integers(tmp_pa
         stored = ir.from_proto(onnx.load_from_string(data)).graph.initializers.values()
         assert sum(v.dtype == ir.DataType.INT4 for v in stored) == 4
         assert [i.name for i in onnx.load_from_string(data).graph.input] == ["input_0", "input_1"]
+
+
+class _Autoencoder(nn.Module):
+    """What it decodes with is the weight that it encodes with: Gemm(x, w, transB=1) and MatMul(h, w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(12, 4)
+        with torch.no_grad():
+            self.encode.weight *= torch.tensor([[0.1], [1.0], [3.0], [10.0]])  # so that it matters which scale is whose
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.relu(self.encode(x)), self.encode.weight.T)
+
+
+@pytest.mark.parametrize("activations", ["uint8", "dynamic"])
+def test_a_weight_that_is_used_both_ways_is_scaled_as_it_was_rounded(activations):
+    torch.manual_seed(0)
+    model, samples = _Autoencoder().eval(), (torch.randn(32, 12),)
+    plan = CompressionPlan(weight_bits={"encode": 8}, activations=activations)
+    network, integers = _rounded(model, plan)
+    data = emit(make_exporter(model, samples), network, plan, integers, trained=True)
+    assert check_artifact(data, network, samples, exact=False) < 0.05
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, ir.DataType.INT4), (16, ir.DataType.FLOAT16)])
+def test_a_model_that_is_one_layer_is_stored_in_its_bits(bits, kind):
+    torch.manual_seed(0)
+    model, samples = nn.Linear(16, 4).eval(), (torch.randn(32, 16),)
+    plan = CompressionPlan(weight_bits={"": bits})
+    network, integers = _rounded(model, plan)
+    data = emit(make_exporter(model, samples), network, plan, integers, trained=True)
+    assert check_artifact(data, network, samples, exact=True) < 1e-3
+    stored = ir.from_proto(onnx.load_from_string(data)).graph.initializers.values()
+    assert [tuple(v.shape) in ((4, 16), (16, 4)) for v in stored if v.dtype == kind] == [True]
+
+
+@pytest.mark.parametrize(("count", "large"), [(128, 126), (48, 47)])
+def test_ranges_come_from_samples_all_over_the_data(exporter, dense, count, large):
+    """Of 128 samples every second one is taken, of 48 all."""
+    x = torch.zeros(count, 1, 8, 8)
+    x[large] = 50.0
+    graph = fill(exporter.skeleton, exporter.dense)
+    assert artifact_module._calibrate(graph, (x,))["input"] == (0.0, 50.0)

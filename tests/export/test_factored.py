@@ -127,3 +127,23 @@ def test_where_the_graph_has_no_product_it_is_traced(dense, exporter, facts, mon
     data = emit(replace(exporter, retraced={}), network, plan, {}, trained=True)
     assert traces == [1]
     check_artifact(data, network, (SAMPLES[0][:9],), exact=True)
+
+
+@pytest.mark.parametrize("retraced", [False, True])
+def test_what_is_a_mask_is_decided_alike_for_the_timed_and_the_shipped_file(
+    dense, exporter, facts, monkeypatch, traces, retraced
+):
+    """By the dense network's ranges, or by those of the first network that was traced."""
+    asked = []
+    original = artifact_module.masking_nodes
+    monkeypatch.setattr(artifact_module, "masking_nodes", lambda m, r, w: asked.append(r) or original(m, r, w))
+    if retraced:
+        monkeypatch.setattr(artifact_module, "with_factors", lambda *_: None)
+    own = replace(exporter, retraced={})
+    plan = CompressionPlan(rank_ratio={"mix": 0.5}, weight_bits={"mix": 8, "fc": 8}, activations="uint8")
+    network, integers = _network(dense, facts, plan)
+    for trained in (False, True):
+        emit(own, network, plan, integers, trained=trained)
+    assert asked[0] is asked[1]
+    assert (asked[0] is exporter.ranges) is not retraced
+    assert traces == [1] * retraced

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from autocompress.export.pack import PackedWeight, pack_float, pack_words, tidy, to_bytes, unpack_words
+from autocompress.export.pack import PackedWeight, pack_float, pack_words, scales_outputs, tidy, to_bytes, unpack_words
 
 
 def _integers(bits, shape=None):
@@ -34,6 +34,25 @@ def test_packing_and_unpacking_gives_back_the_integers(bits):
 
 def test_the_first_value_is_in_the_lowest_bits():
     assert pack_words(np.array([-4, 3, 0], np.int8), 3).tolist() == [0 + (7 << 3) + (4 << 6)]
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "axes"),
+    [
+        ("Conv", {}, {0}),
+        ("Gemm", {}, {1}),
+        ("Gemm", {"transB": 0}, {1}),
+        ("Gemm", {"transB": 1}, {0}),
+        ("MatMul", {}, {1}),
+        ("Add", {}, set()),
+    ],
+)
+def test_the_scales_of_a_weight_must_lie_on_the_outputs_of_its_product(op, attributes, axes):
+    node = ir.node(op, [ir.Value(name="x"), ir.Value(name="w")], attributes=attributes)
+    square, ones = np.zeros((4, 4), np.int8), np.ones(4, np.float32)
+    weights = [PackedWeight(name="w", integers=square, axis=axis, scale=ones, bits=8) for axis in (0, 1)]
+    assert {w.axis for w in weights if scales_outputs(w, node, 1)} == axes
+    assert not any(scales_outputs(w, node, 0) for w in weights), "it is what is multiplied"
 
 
 def _adding(shape) -> ir.Model:

@@ -39,6 +39,20 @@ class Tuple(TinyNet):
         out = super().forward(x)
         return out, out
 
+class Auxiliary(TinyNet):
+    def forward(self, x):
+        out = super().forward(x)
+        return (out, out) if self.training else out
+
+class Untrainable(TinyNet):
+    def forward(self, x):
+        if self.training:
+            raise NotImplementedError("made for use alone")
+        return super().forward(x)
+
+def double():
+    return TinyNet().double()
+
 class Wide(TinyNet):
     def __init__(self):
         super().__init__(classes=3)
@@ -74,6 +88,10 @@ def float_targets():
 def wrong_dtype():
     made = make_tiny_data()
     return {name: (x.to(torch.int64), y) for name, (x, y) in made.items()}
+
+def double_data():
+    made = make_tiny_data()
+    return {name: (x.double(), y) for name, (x, y) in made.items()}
 
 def negative():
     return data(targets=torch.arange(256) % 4 - 1)
@@ -167,6 +185,18 @@ def refused(workspace: Path, capsys, *arguments: object, **changes: dict) -> tup
         ({"model": {"weights": "gone.safetensors"}}, "gone.safetensors"),
         ({"model": {"args": {"chanels": 3}}}, "chanels"),
         ({"model": {"factory": "bad_nets:Tuple", "args": {}, "weights": None}}, "returns a tuple, one tensor was"),
+        (
+            {"model": {"factory": "bad_nets:Auxiliary", "args": {}, "weights": None}},
+            "returns a tuple in train mode, the logits alone, [2, 4], were expected; switch auxiliary outputs off",
+        ),
+        (
+            {"model": {"factory": "bad_nets:Untrainable", "args": {}, "weights": None}},
+            "fails in train mode: NotImplementedError: made for use alone; its forward must do both",
+        ),
+        (
+            {"model": {"factory": "bad_nets:double", "args": {}, "weights": None}},
+            "has float64 parameters, files hold float32; call model.float() and give float32 data",
+        ),
         ({"model": {"factory": "bad_nets:Wide", "args": {}, "weights": None}}, "the data has 4 classes"),
         ({"data": {"factory": "bad_nets:missing"}}, "missing"),
         ({"data": {"factory": "bad_nets:no_mapping"}}, "must return a mapping"),
@@ -174,6 +204,7 @@ def refused(workspace: Path, capsys, *arguments: object, **changes: dict) -> tup
         ({"data": {"factory": "bad_nets:nan"}}, "NaN or infinite values in 1 of 256 samples, first in sample 7"),
         ({"data": {"factory": "bad_nets:float_targets"}}, "accuracy needs integer class labels"),
         ({"data": {"factory": "bad_nets:wrong_dtype"}}, "check that model and data belong together"),
+        ({"data": {"factory": "bad_nets:double_data"}}, "; give float32 inputs"),
         ({"data": {"factory": "bad_nets:negative"}}, "must be class labels from 0, got -1"),
         ({"data": {"factory": "bad_nets:unknown_class"}}, "val holds the class 4 but the highest of train is 3"),
         ({"data": {"factory": "bad_nets:one_class"}}, "train holds only the class 0"),
@@ -245,6 +276,6 @@ def test_a_database_of_a_newer_version_is_left_alone(workspace, capsys, tmp_path
 def test_a_name_that_is_taken_is_refused_before_anything_starts(workspace, capsys, tmp_path):
     path = write_study(tmp_path)
     assert cli.run(["search", str(path), "--name", "digits", "--workspace", str(workspace)]) == 2
-    assert "continue it with `autocompress resume digits`" in capsys.readouterr().err
+    assert f"continue it with `autocompress resume digits --workspace {workspace}`" in capsys.readouterr().err
     with StudyStore(workspace, readonly=True) as store:
         assert store.study("digits").state is StudyState.FINISHED

@@ -30,13 +30,8 @@ def test_each_rule_takes_its_point(rule: str | None, trial: int) -> None:
     assert pick(FRONT, BASELINE, rule).trial == trial
 
 
-@pytest.mark.parametrize(("minimize", "trial"), [("size", 3), ("latency", 4)])
-def test_minimize_is_a_rule_by_another_name(minimize: str, trial: int) -> None:
-    assert pick(FRONT, BASELINE, minimize=minimize).trial == trial
-
-
 def test_limits_come_before_the_rule() -> None:
-    assert pick(FRONT, BASELINE, minimize="latency", max_drop=0.01).trial == 2
+    assert pick(FRONT, BASELINE, "fast", max_drop=0.01).trial == 2
     assert pick(FRONT, BASELINE, "accurate", max_size=100_000).trial == 2
     assert pick(FRONT, BASELINE, "accurate", max_latency=0.06).trial == 4
 
@@ -103,11 +98,23 @@ def test_a_limit_that_makes_no_sense_is_refused(limits: dict[str, float]) -> Non
         pick(FRONT, BASELINE, **limits)  # type: ignore[arg-type]
 
 
-def test_a_rule_and_minimize_together_are_refused() -> None:
-    with pytest.raises(UsageError, match="not both"):
-        pick(FRONT, BASELINE, "small", minimize="size")
-    with pytest.raises(UsageError, match="'size' or 'latency'"):
-        pick(FRONT, BASELINE, minimize="bytes")
+def test_the_knee_weighs_the_objectives_of_the_study_alone() -> None:
+    slow = make_point(1, val=0.981, test=None, size_bytes=50_000, latency_ratio=1.3)
+    fast = make_point(2, val=0.976, test=None, size_bytes=400_000, latency_ratio=0.3)
+    assert pick([slow, fast], BASELINE).trial == 2
+    assert pick([slow, fast], BASELINE, objectives=("accuracy", "size")).trial == 1, "its latency is no objective"
+    larger = replace(slow, size_bytes=2_000_000, latency_ratio=0.2)
+    assert pick([larger, fast], BASELINE).trial == 2
+    assert pick([larger, fast], BASELINE, objectives=("accuracy", "latency")).trial == 1, "its size is no objective"
+
+
+@pytest.mark.parametrize("rule", ["knee", "small"])
+def test_where_the_zipped_file_counts_its_bytes_are_the_small_ones(rule: str) -> None:
+    base = replace(BASELINE, compressed_bytes=1_000_000)
+    packed = make_point(1, size_bytes=60_000, compressed_bytes=58_000)
+    sparse = make_point(2, size_bytes=80_000, compressed_bytes=20_000)
+    assert pick([packed, sparse], base, rule).trial == 1
+    assert pick([packed, sparse], base, rule, objectives=("accuracy", "compressed", "latency")).trial == 2
 
 
 def test_a_minimised_metric_drops_when_it_grows() -> None:

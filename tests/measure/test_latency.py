@@ -106,14 +106,14 @@ def test_a_contended_core_is_measured_once_more_and_said_so_if_it_stays(fake):
     assert timing.contended
 
 
-def attempts(monkeypatch: pytest.MonkeyPatch, *found: RatioTiming) -> list[int]:
+def attempts(monkeypatch: pytest.MonkeyPatch, *found: RatioTiming, of: str = "_attempt") -> list[int]:
     asked: list[int] = []
 
     def attempt(*_arguments):
         asked.append(1)
         return found[len(asked) - 1]
 
-    monkeypatch.setattr(latency, "_attempt", attempt)
+    monkeypatch.setattr(latency, of, attempt)
     return asked
 
 
@@ -204,13 +204,14 @@ class Streamed(FakeTime):
 
 @pytest.fixture
 def streamed(monkeypatch):
+    monkeypatch.setattr(latency, "_preemptions", lambda: 0)
     return Streamed(monkeypatch)
 
 
 def test_over_a_stream_the_mean_counts_and_its_interval_is_over_samples(streamed):
     """Three of four samples take 1 ms, one takes 9: a mean of 3 against 4, where the median would be 0.25."""
     stream = [np.tile([1.0, 1.0, 1.0, 9.0], 100)]
-    timing = latency.time_over(streamed.runner("b", 0.004), streamed.candidate(), stream, seconds=5.0)
+    timing = latency.time_over(streamed.runner("b", 0.004), streamed.candidate(), stream, seconds=9.0)
     assert timing.ratio == pytest.approx(0.75)
     assert timing.baseline_ms == pytest.approx(4.0)
     assert timing.ratio_ci[0] < 0.75 < timing.ratio_ci[1] < 1.0
@@ -239,7 +240,7 @@ def test_over_a_stream_every_sample_is_timed_as_often(streamed):
 def test_a_stream_is_cut_where_the_network_is_slow(streamed):
     stream = [np.full(1000, 100.0)]
     timing = latency.time_over(streamed.runner("b", 0.1), streamed.candidate(), stream, seconds=1.0)
-    assert timing.blocks == 2 * MIN_BLOCKS, "one sample each: two rounds of as few as there may be"
+    assert timing.blocks == 3 * MIN_BLOCKS, "one sample each: three rounds of as few as there may be"
 
 
 def test_one_disturbed_round_does_not_move_the_mean(streamed):
@@ -256,3 +257,27 @@ def test_one_disturbed_round_does_not_move_the_mean(streamed):
     timing = latency.time_over(streamed.runner("b", 0.001), candidate, [np.ones(100)], seconds=1.2)
     assert timing.blocks >= 50
     assert timing.ratio == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_stretch_that_lost_the_core_is_run_again_with_its_rival(streamed, monkeypatch, turn):
+    """The baseline loses 3 ms in the first of its runs; the second pair of stretches is undisturbed."""
+    lost = Preempted(monkeypatch, lambda runs: runs == 1)
+    samples = [[np.ones(1)]] * 10
+    took = latency._pair_s(lost.runner(streamed, "b", 0.002), streamed.candidate(), samples, turn)
+    assert took == pytest.approx((0.020, 0.010))
+    assert lost.runs == 20
+
+
+def test_a_stretch_that_loses_the_core_every_time_counts_as_it_was_the_third_time(streamed, monkeypatch):
+    lost = Preempted(monkeypatch, lambda runs: True)
+    took = latency._pair_s(lost.runner(streamed, "b", 0.002), streamed.candidate(), [[np.ones(1)]] * 10, 1)
+    assert took == pytest.approx((0.050, 0.010))
+    assert lost.runs == 30
+
+
+def test_a_contended_stream_is_timed_once_more(streamed, monkeypatch):
+    noisy, quiet = timing_of(0.01, contended=True), timing_of(0.2, contended=False)
+    asked = attempts(monkeypatch, noisy, quiet, of="_rounds")
+    assert latency.time_over(streamed.runner("b", 0.001), streamed.candidate(), [np.ones(50)]) is quiet
+    assert len(asked) == 2

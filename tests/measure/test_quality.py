@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.errors import UsageError
+from autocompress.front.hypervolume import metric_drop
 from autocompress.measure.intervals import wilson_interval
 from autocompress.measure.quality import Metric, drop, metric_for, predict
 
@@ -136,6 +137,7 @@ def test_drop_is_a_difference_for_accuracy_and_a_ratio_for_errors() -> None:
     assert drop(metric_for("mse"), 2.0, 1.0) == pytest.approx(-0.5)
     assert drop(metric_for("mse"), 0.0, 0.0) == 0.0
     assert np.isfinite(drop(metric_for("mse"), 0.0, 1e-3))
+    assert drop(metric_for("mse"), 0.0, 1e-3) == metric_drop(1e-3, 0.0, direction="minimize"), "one definition"
 
 
 def test_a_negative_minimised_metric_still_gets_worse_upwards() -> None:
@@ -259,6 +261,19 @@ def test_several_inputs_are_given_in_the_order_of_the_graph(tmp_path: Path) -> N
         predict(path, (a,), threads=1)
     with pytest.raises(ValueError, match=r"same number of samples and at least one, got \[3, 4\]"):
         predict(path, (a, b[:3]), threads=1)
+
+
+def test_a_file_that_scales_over_its_batch_is_run_in_batches_of_the_device(tmp_path: Path) -> None:
+    """Beside a large sample a small one is rounded to zero; by itself it keeps its value."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["input"], ["whole", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["whole", "scale", "zero"], ["output"]),
+    ]
+    path = save_graph(tmp_path / "dynamic.onnx", nodes, ("input",))
+    inputs = np.array([[0.1, 0.1, 0.1], [100, 100, 100]], np.float32)
+    assert predict(path, (inputs,), threads=1) == pytest.approx(inputs, rel=1e-3)
+    together = predict(path, (inputs,), threads=1, batch=1, device_batch=2)
+    assert together == pytest.approx(np.array([[0, 0, 0], [100, 100, 100]]), rel=1e-3)
 
 
 def test_outputs_that_are_not_finite_are_an_error(tmp_path: Path) -> None:

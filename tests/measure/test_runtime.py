@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from autocompress.errors import DeviceError
-from autocompress.measure.runtime import _DTYPES, check_runtime, input_arrays, open_artifact
+from autocompress.measure.runtime import _DTYPES, check_runtime, first_line, input_arrays, open_artifact
 
 
 @pytest.fixture
@@ -60,6 +60,14 @@ def test_a_file_that_does_not_load_is_one_line(tmp_path, content):
     with pytest.raises(ValueError, match=r"onnxruntime cannot load .*x\.onnx") as caught:
         open_artifact(path, runtime="onnxruntime", threads=1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("\n one \n two"), "one"), (ValueError(" \n"), "ValueError"), (MemoryError(), "MemoryError")],
+)
+def test_an_error_is_one_line_and_its_kind_where_it_says_nothing(error, line):
+    assert first_line(error) == line
 
 
 def test_a_runtime_that_is_not_installed_names_the_extra(monkeypatch, tmp_path):

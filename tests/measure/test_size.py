@@ -10,9 +10,9 @@ from front_factories import make_study, make_trials
 
 from autocompress.config import load_config
 from autocompress.errors import UsageError
-from autocompress.front.summary import front_points, size_ratio
+from autocompress.front.summary import front_points
 from autocompress.measure.size import compressed_bytes
-from autocompress.records import Baseline, FrontPoint, weighed_bytes
+from autocompress.records import Baseline, FrontPoint, cheap_ratios, weighed_bytes
 
 
 def test_zeros_weigh_next_to_nothing_and_noise_weighs_what_it_is():
@@ -35,11 +35,18 @@ BASELINE = Baseline(
 )  # fmt: skip
 
 
+def test_objectives_have_one_order_whatever_the_file_says():
+    config = load_config({"search": {"objectives": ["latency", "size", "accuracy"]}}, name="x")
+    assert config.search.objectives == ("accuracy", "size", "latency")
+
+
 def test_the_ratio_is_of_the_bytes_that_count():
     point = front_points_of(("accuracy", "compressed"))[0]
     assert weighed_bytes(point, ("accuracy", "compressed")) == point.compressed_bytes
-    assert size_ratio(point, BASELINE, ("accuracy", "compressed")) == point.compressed_bytes / 800
-    assert size_ratio(point, BASELINE, ("accuracy", "size")) == point.size_bytes / 1000
+    assert cheap_ratios(point, BASELINE, ("accuracy", "compressed")) == (point.compressed_bytes / 800, 0.0)
+    assert cheap_ratios(point, BASELINE, ("accuracy", "size")) == (point.size_bytes / 1000, 0.0)
+    assert cheap_ratios(point, BASELINE, ("accuracy", "latency")) == (0.0, point.latency_ratio)
+    assert cheap_ratios(point, BASELINE, ("accuracy", "size", "latency"))[1] == point.latency_ratio
 
 
 def front_points_of(objectives: tuple[str, ...]) -> list[FrontPoint]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from autocompress.plan import DistillPlan
 from autocompress.recover.companions import Adapter, Hints, MeanTeacher, attention, companions_for, hint_layers
+from autocompress.recover.distill import distill_loss, label_distill_loss
 from autocompress.recover.teacher import Ensemble, average_
 
 CPU = torch.device("cpu")
@@ -30,7 +31,7 @@ def test_hints_of_a_network_to_itself_are_zero_and_of_another_one_are_not(exampl
     teacher, other = TinyNet(8).eval(), TinyNet(4).eval()
     for student, most in ((copy.deepcopy(teacher), 1e-5), (other, 1.0)):
         hints = Hints(student, teacher, DistillPlan(hints=1.0, attention=1.0), example, CPU)
-        loss = hints.loss(example, student(*example)).item()
+        loss = hints.loss(example, student(*example), torch.zeros(16).long()).item()
         assert loss <= most * 2
         assert (loss < 1e-4) == (student is not other)
         hints.close()
@@ -44,7 +45,7 @@ def test_an_adapter_undoes_a_mix_of_the_channels_at_once():
     student[0].weight.data, student[0].bias.data = mix @ teacher[0].weight, mix @ teacher[0].bias
     x = (torch.randn(32, 4, generator=torch.Generator().manual_seed(1)),)
     hints = Hints(student, teacher, DistillPlan(hints=1.0), x, CPU)
-    assert hints.loss(x, student(*x)).item() < 1e-5
+    assert hints.loss(x, student(*x), torch.zeros(32).long()).item() < 1e-5
 
 
 def test_the_adapter_is_the_least_squares_map_of_the_first_rows_it_sees():
@@ -79,6 +80,20 @@ def test_the_mean_teacher_moves_a_fiftieth_of_the_way():
     mean.after_step(student)
     assert torch.allclose(mean.mean.weight, torch.full((2, 2), 0.02))
     assert mean.mean.weight.requires_grad is False
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression"])
+def test_the_mean_teacher_is_followed_by_the_loss_of_the_task(kind):
+    torch.manual_seed(0)
+    student, x, outputs = nn.Linear(3, 2), torch.randn(4, 3), torch.randn(4, 2)
+    soft = student(x).detach()
+    targets, wanted = {
+        "classification": (torch.tensor([0, 1, 1, 0]), distill_loss(outputs, soft, temperature=2.0)),
+        "multilabel": (torch.ones(4, 2, dtype=torch.bool), label_distill_loss(outputs, soft, temperature=2.0)),
+        "regression": (torch.ones(4, 2), (outputs - soft).square().mean()),
+    }[kind]
+    mean = MeanTeacher(student, DistillPlan(mean_teacher=0.5, temperature=2.0), CPU)
+    assert torch.allclose(mean.loss((x,), outputs, targets), 0.5 * wanted)
 
 
 def test_the_mean_teacher_starts_again_when_rounding_sets_in():

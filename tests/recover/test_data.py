@@ -200,7 +200,6 @@ def test_several_labels_are_told_by_bool_targets_or_by_rows_that_are_not_one_hot
         assert (splits.task, splits.classes, splits.train.targets.dtype) == ("multilabel", None, torch.bool)
     told = split({"train": (torch.ones(20, 1), torch.eye(20).long())}, kind="multilabel")
     assert told.train.targets.sum() == 16  # four rows were carved
-    assert split({"train": (torch.ones(20, 1), labels)}, metric="mine:score").task == "classification"
     assert split({"train": (torch.ones(20, 1), labels)}, metric="mae").task == "regression"
     with pytest.raises(
         UsageError, match=r"zeros and ones \[n, labels\], but the targets of train are torch.int64 \[20\]"
@@ -208,10 +207,19 @@ def test_several_labels_are_told_by_bool_targets_or_by_rows_that_are_not_one_hot
         split({"train": numbered(20)}, kind="multilabel")
 
 
-def test_a_metric_of_ones_own_may_have_a_label_per_pixel() -> None:
-    masks = torch.arange(20).view(20, 1, 1).expand(20, 4, 4) % 3
-    splits = split({"train": (torch.ones(20, 1, 4, 4), masks)}, metric="mine:iou")
-    assert (splits.task, splits.classes, splits.train.targets.shape) == ("classification", 3, (16, 4, 4))
+@pytest.mark.parametrize("shape", [(20, 1), (20, 2), (20, 4, 4)], ids=["column", "rows", "pixels"])
+def test_a_metric_of_ones_own_needs_one_label_per_sample_too(shape: tuple[int, ...]) -> None:
+    targets = torch.arange(20).view(20, *[1] * (len(shape) - 1)).expand(shape) % 3
+    with pytest.raises(UsageError, match=r"one class label per sample, targets \[n\], but train has \[20, .*argmax"):
+        split({"train": (torch.ones(20, 1), targets)}, metric="mine:score")
+
+
+def test_a_sample_is_spread_evenly_from_the_first_to_the_last() -> None:
+    four = whole(10).sample(4)
+    assert (indices(four), four.targets.tolist()) == ([0, 3, 6, 9], [0, 1, 0, 1])
+    assert whole(7).spread(5)[0].flatten().tolist() == [0, 1, 3, 4, 6]
+    assert indices(whole(3).sample(8)) == [0, 1, 2]
+    assert indices(whole(3).sample(1)) == [0]
 
 
 # What is refused -----------------------------------------------------------------------------------
@@ -294,6 +302,14 @@ REFUSED: list[tuple[Any, str]] = [
     (
         {"train": Rows(lambda i: (torch.ones(1 + i // 3), i % 2))},
         r"train sample 3 has the shape \[2\], sample 0 has \[1\]",
+    ),
+    (
+        {"train": Rows(lambda i: (X[i] if i < 3 else X[i].double(), i % 2))},
+        r"train sample 3 holds torch.float64 where sample 0 holds torch.float32; convert all samples",
+    ),
+    (
+        {"train": Rows(lambda i: ((X[i],) * (1 + i // 3), i % 2))},
+        r"train sample 3 has 2 inputs, sample 0 has 1; give all samples as many",
     ),
     ({"train": Rows(lambda i: (X[i], 1 // (2 - i)))}, r"train sample 2 could not be read \(ZeroDivisionError: .*\)"),
     ({"train": TensorDataset(X, X, Y)}, "train must be a Dataset .* got a tuple"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from autocompress.plan import CompressionPlan
 from autocompress.recover.distill import distill_loss, label_distill_loss, recovery_loss
 
 STUDENT = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
@@ -100,3 +101,8 @@ def test_several_labels_have_binary_cross_entropies_to_the_targets_and_to_the_te
     warm = float(label_distill_loss(outputs, teacher, temperature=2.0))
     p, q = 1 / (1 + 3**-0.5), 0.5
     assert warm == pytest.approx(4 * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))) / 2, abs=1e-6)
+
+
+def test_an_unknown_key_of_a_distillation_is_refused():
+    with pytest.raises(ValueError, match="unknown key 'temprature' in distill; known are"):
+        CompressionPlan.from_dict({"distill": {"temprature": 2.0}})

@@ -109,6 +109,19 @@ def test_images_reach_every_convolution_in_the_faster_format_also_with_rounded_w
     assert torch.equal(finetune._channels_last(torch.ones(2, 3)), torch.ones(2, 3))
 
 
+def test_networks_over_volumes_are_trained():
+    net = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(16, 2))
+    few = Split(inputs=(torch.randn(8, 1, 4, 4, 4),), targets=torch.arange(8) % 2)
+    before = net[0].weight.detach().clone()
+    report = finetune_(
+        net, outputs_of(None, few), trainer=TRAINER, seconds=math.inf, steps=2, learning_rate=0.01,
+        distill=DistillPlan(),
+    )  # fmt: skip
+    assert (report.steps, report.finite) == (2, True)
+    assert not torch.equal(net[0].weight, before)
+    assert prefers_bf16(net, few.inputs, CPU) in (True, False)
+
+
 def test_parameters_are_plain_tensors_after_a_training(train):
     model, _ = recover(train, steps=4)
     assert all(p.is_contiguous() for p in model.parameters())
@@ -174,6 +187,9 @@ def test_feedback_is_asked_once_where_rounding_sets_in(train, monkeypatch):
     assert not torch.equal(fed.fc.weight, nearest.fc.weight)
     recover(train, weight_bits={"conv1": 8}, feedback=few)
     assert len(asked) == 1, "8 bits are rounded to the nearest"
+    single, _ = recover(train, steps=1, weight_bits=bits, feedback=few)
+    assert len(asked) == 2, "the only step is over before rounding sets in"
+    assert [isinstance(m, FakeQuantize) for m in single.modules()].count(True) == 2
 
 
 def test_weights_settle_to_as_many_values_as_the_bits_allow(train):
@@ -283,6 +299,14 @@ def test_without_a_teacher_there_are_no_soft_targets(train):
     assert outputs_of(None, train).batch(torch.arange(4), 0)[2] is None
 
 
+def test_without_a_teacher_every_batch_is_augmented_afresh_by_the_seed(train):
+    one, other = outputs_of(None, train, kind="shift"), outputs_of(None, train, kind="shift")
+    first, second, third = (one.batch(torch.arange(8), 0)[0][0] for _ in range(3))
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert torch.equal(other.batch(torch.arange(8), 0)[0][0], first)
+
+
 def test_the_learning_rate_rises_for_a_twentieth_and_falls_along_a_cosine():
     assert _schedule(0.0) == pytest.approx(1e-3)
     assert _schedule(0.025) == pytest.approx(0.5 + 1e-3)
@@ -316,6 +340,32 @@ def test_steps_to_come_are_told_by_the_last_one(monkeypatch):
         assert clock.expected_steps() == pytest.approx(expected)
         assert few.expected_steps() == pytest.approx(min(expected, 8))
     assert clock.count == 2
+
+
+def test_a_step_takes_the_rate_of_its_middle_also_the_first_one(train, monkeypatch):
+    asked: list[float] = []
+    real = finetune._schedule
+
+    def spy(share):
+        asked.append(share)
+        return real(share)
+
+    monkeypatch.setattr(finetune, "_schedule", spy)
+    recover(train, steps=4)
+    assert asked == pytest.approx([1 / 8, 3 / 8, 5 / 8, 7 / 8])
+
+
+def test_half_a_step_is_told_by_the_last_one_or_by_the_first_one_so_far(monkeypatch):
+    now = [102.0]
+    monkeypatch.setattr(finetune.time, "perf_counter", lambda: now[0])
+    clock = _Clock(seconds=10.0, steps=None, start=100.0)
+    assert clock.middle(0.0) == pytest.approx(0.1)
+    clock.tick()
+    now[0] = 103.0
+    assert clock.middle(0.2) == pytest.approx(0.3)
+    clock.tick()
+    assert clock.middle(0.3) == pytest.approx(0.35)
+    assert clock.middle(0.98) == 1.0
 
 
 def test_a_network_that_agrees_with_its_teacher_moves_less_where_steps_are_few(train, monkeypatch):
@@ -412,3 +462,26 @@ def test_finding_the_faster_precision_leaves_the_network_as_it_was():
     assert prefers_bf16(model, [torch.zeros(4, 1, 8, 8)], CPU) in (True, False)
     assert same(model, before)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_network_that_fails_in_bfloat16_is_trained_in_float_and_of_a_slow_one_few_samples_tell(monkeypatch):
+    seen: list[int] = []
+
+    class Strict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            out: Tensor = self.fc(x)
+            if out.dtype == torch.bfloat16:
+                raise RuntimeError("not implemented for 'BFloat16'")
+            return out
+
+    assert not prefers_bf16(Strict(), [torch.zeros(64, 4)], CPU)
+    assert seen == [16] * 4 + [64] * 5, "a whole batch, since that is quick"
+    seen.clear()
+    monkeypatch.setattr(finetune, "_SLOW_S", 0.0)
+    assert not prefers_bf16(Strict(), [torch.zeros(64, 4)], CPU)
+    assert seen == [16] * 5

@@ -68,6 +68,13 @@ def test_a_large_matrix_of_few_inputs_moves_no_further_than_the_learning_rate(mo
     assert matrix.detach().abs().max() == pytest.approx(0.01, rel=1e-4)
 
 
+def test_the_only_output_of_a_layer_moves_as_far_as_each_of_many():
+    weight = nn.Parameter(torch.zeros(1, 576))
+    weight.grad = torch.ones_like(weight)
+    Muon([weight], lr=0.01).step()
+    assert weight[0].tolist() == pytest.approx([-0.01 * _MATRIX_RATE / 24] * 576, rel=1e-4)
+
+
 def test_it_solves_a_badly_scaled_regression_in_few_steps():
     generator = torch.Generator().manual_seed(0)
     scales = torch.logspace(0, -2, 8)

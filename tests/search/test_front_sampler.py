@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autocompress.front.hypervolume import hypervolume
+from autocompress.plan import ACTIVATIONS, CompressionPlan
 from autocompress.search.front_sampler import BELIEF, FrontSampler, Reference, _step
 from autocompress.search.options import Candidates
 from autocompress.search.ranges import distributions
@@ -104,7 +107,7 @@ def test_it_learns_latency_from_trials_that_were_stopped_and_accuracy_from_those
     assert len(engine._front) == 0
 
 
-def test_failed_trials_teach_nothing(chain):
+def test_a_failed_trial_is_followed_by_another_one(chain):
     study = open_study(sampler(chain))
     study.tell(ask(study, chain), state=TrialState.FAIL)
     assert ask(study, chain).params
@@ -256,3 +259,78 @@ def test_nothing_is_proposed_twice_as_long_as_there_is_something_new(chain):
         keys.append(chain.decode(trial.params).structure_key())
         study.tell(trial, [0.5, 1.0, 1.0])
     assert len(set(keys)) == len(keys)
+
+
+def test_changes_of_a_reference_stay_inside_of_the_space(chain):
+    space = replace(chain, config=chain.config.model_copy(update={"activations": ("float",)}))
+    engine = sampler(space)
+    study = open_study(engine)
+    anchor = {
+        "plan": CompressionPlan(weight_bits=dict.fromkeys(["a", "b", "c", "fc"], 8), activations="uint8").to_dict()
+    }
+    study.add_trial(optuna.create_trial(state=TrialState.COMPLETE, values=[0.95, 9_000, 0.1], user_attrs=anchor))
+    ask(study, space)
+    assert engine._parents.activations.tolist() == [ACTIVATIONS.index("uint8")]
+    assert set(engine._mutated().activations.tolist()) == {ACTIVATIONS.index("float")}
+
+
+def test_a_bound_on_what_is_no_objective_is_kept_as_well(chain):
+    reference = replace(REFERENCE, objectives=("accuracy", "latency"))
+    engine = sampler(chain, reference=reference, constraints=Constraints(max_size=9_000))
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=engine)
+    for _ in range(6):
+        trial = ask(study, chain)
+        assert engine._size.predict(engine._options.encode([chain.decode(trial.params)]))[0] <= 9_000
+        metric, size, latency = World(chain).values(trial.params)
+        trial.set_user_attr("size_bytes", size)
+        study.tell(trial, [metric, latency])
+    assert (engine._front[:, 1] == 0).all(), "it is no axis of the front"
+
+
+def test_a_plan_that_failed_is_not_tried_again_unless_it_was_interrupted(chain):
+    engine = sampler(chain)
+    study = open_study(engine)
+    first = ask(study, chain)
+    study.tell(first, state=TrialState.FAIL)
+    second = ask(study, chain)
+    failed = chain.decode(first.params)
+    assert chain.decode(second.params).structure_key() != failed.structure_key()
+    one = engine._options.encode([failed])
+    assert engine._damage.unlike(one, engine._failed).tolist() == [[0.0]]
+    second.set_user_attr("interrupted", True)
+    study.tell(second, state=TrialState.FAIL)
+    ask(study, chain)
+    assert len(engine._failed) == 1
+
+
+def test_a_trial_that_never_ends_does_not_keep_it_from_learning(chain):
+    engine = sampler(chain)
+    world, study = World(chain), open_study(engine)
+    lost, other = ask(study, chain), ask(study, chain)
+    study.tell(other, world.values(other.params))
+    ask(study, chain)
+    assert len(engine._parents) == 1
+    study.tell(lost, world.values(lost.params))
+    assert set(engine.believed_drops(study)) >= {n.number for n in (lost, other) if chain.decode(n.params).trains}
+
+
+def test_threads_share_one_sampler_and_every_trial_is_learned_once(chain):
+    engine = sampler(chain)
+    world, study = World(chain), open_study(engine)
+
+    def work(_: int) -> None:
+        trial = ask(study, chain)
+        study.tell(trial, world.values(trial.params))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(16)))
+    believed = engine.believed_drops(study)
+    assert len(engine._trainings) == len(believed) == sum(chain.decode(t.params).trains for t in study.trials)
+
+
+def test_it_can_be_kept_in_a_file(chain):
+    engine = sampler(chain)
+    study = open_study(engine)
+    ask(study, chain)
+    study.sampler = pickle.loads(pickle.dumps(engine))
+    assert set(ask(study, chain).params) == set(chain.raw())

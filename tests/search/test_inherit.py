@@ -9,7 +9,7 @@ from autocompress.search.inherit import choose_parent
 
 def trained(number: int, a: float, b: float, *, seconds: float = 1.0, **plan) -> TrialRecord:
     return TrialRecord(
-        trial=number, state=TrialState.COMPLETE, trained_s=seconds,
+        trial=number, state=TrialState.COMPLETE, equivalent_s=seconds,
         plan=CompressionPlan(prune_ratio={"a": a, "b": b}, **plan),
     )  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_a_network_with_fewer_directions_is_no_parent():
     assert parent_of(child, whole, half, most) == 2
 
 
-def test_of_equal_ones_the_longest_trained():
+def test_of_equal_ones_that_whose_training_is_worth_most():
     assert parent_of(PLAN, trained(1, 0.5, 0.5), trained(2, 0.5, 0.5, seconds=9.0)) == 2
 
 
@@ -55,5 +55,5 @@ def test_a_plan_without_a_block_may_come_from_one_that_has_it_and_not_the_other_
     shorter = CompressionPlan(prune_ratio={"a": 0.5}, removed_blocks=("x",))  # group b was inside
     whole = trained(1, 0.25, 0.75)
     assert parent_of(shorter, whole) == 1
-    short = TrialRecord(trial=2, state=TrialState.COMPLETE, plan=shorter, trained_s=1.0)
+    short = TrialRecord(trial=2, state=TrialState.COMPLETE, plan=shorter, equivalent_s=1.0)
     assert parent_of(PLAN, short) is None

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from example_study import example_record, example_trial
 
+from autocompress import errors
 from autocompress.records import StudyState
 from autocompress.study.store import StudyStore
 
@@ -26,6 +27,8 @@ WORKER = (
 
 
 def search_study(config, *, workspace, base, listener):
+    if error := os.environ.get("FAKE_ERROR"):
+        raise getattr(errors, error, RuntimeError)("as was asked")
     with StudyStore(workspace) as store:
         store.claim(config.name)
         record = replace(

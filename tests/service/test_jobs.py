@@ -21,7 +21,8 @@ from autocompress.service.jobs import (
     server_name,
 )
 from autocompress.service.processes import Process, descendants, memory_bytes
-from autocompress.service.settings import default_memory_bytes
+from autocompress.service.settings import default_memory_bytes, default_parallel
+from autocompress.study.executors import own_environment
 
 SPEC = {"config": {"search": {"budget": 60.0}}, "base": None}
 HERE = server_name()
@@ -134,6 +135,15 @@ def test_a_job_that_gets_on_between_its_crashes_goes_on(jobs):
         assert jobs.requeue(job, crashed=True, trials=trials + 1).state is JobState.QUEUED
 
 
+def test_a_failed_job_keeps_its_exit_code_until_it_is_taken_up_again(jobs):
+    submit(jobs, "a")
+    assert jobs.end(jobs.claim(HERE, parallel=1), JobState.FAILED, "too late", exit_code=6).exit_code == 6
+    submit(jobs, "a")
+    assert jobs.end(jobs.claim(HERE, parallel=1), JobState.FAILED, "it broke").exit_code == 1
+    submit(jobs, "a")
+    assert jobs.end(jobs.claim(HERE, parallel=1), JobState.FINISHED).exit_code is None
+
+
 def test_a_job_that_should_end_is_not_queued_again(jobs):
     submit(jobs, "a")
     job = jobs.claim(HERE, parallel=1)
@@ -196,8 +206,19 @@ def test_a_search_may_hold_its_share_of_the_memory_by_default(monkeypatch):
     assert 100e6 < total < 1e15
     monkeypatch.setattr("autocompress.service.settings.memory_bytes", lambda: 10_000_000_000)
     assert [default_memory_bytes(parallel) for parallel in (1, 2)] == [8_000_000_000, 4_000_000_000]
+    assert default_memory_bytes(default_parallel()) == 8_000_000_000, "there is one device"
     monkeypatch.setattr("autocompress.service.settings.memory_bytes", lambda: None)
     assert default_memory_bytes(1) is None, "where the machine does not tell, there is no limit"
+
+
+def test_a_module_of_the_current_folder_can_be_imported_and_is_in_the_place_of_no_other(tmp_path):
+    (tmp_path / "queue.py").write_text("raise SystemExit('mine instead of the standard library')")
+    (tmp_path / "my_nets.py").write_text("NAME = 'found'")
+    done = subprocess.run(
+        [sys.executable, "-c", "import queue, my_nets; print(queue.Queue.__name__, my_nets.NAME)"],
+        cwd=tmp_path, env=own_environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "Queue found\n", done.stderr
 
 
 def test_a_container_may_give_less_memory_than_the_machine_has(tmp_path, monkeypatch):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
-from example_study import example_record, example_trial
+from example_study import example_record, example_trial, write_example
 from served import serving
 
 from autocompress import cli
 from autocompress.front.summary import point_of
+from autocompress.service import views
 from autocompress.service.views import _best
 from autocompress.study.store import StudyStore
 
@@ -201,6 +203,25 @@ def test_the_pages_of_a_study_and_a_trial_exist(server, study):
     assert server.get(f"{page}/trials/1").status == 200
     assert server.get(f"{page}/trials/99").status == 404
     assert server.get("/studies/s0000000000000000").status == 404
+
+
+def test_what_the_search_believed_is_told_of_the_objectives_of_the_study(tmp_path, monkeypatch):
+    asked, belief_facts = {}, views.belief_facts
+    monkeypatch.setattr(views, "belief_facts", lambda *given, **of: asked.update(of) or belief_facts(*given, **of))
+    objectives = ("accuracy", "compressed", "latency")
+    baseline = replace(example_record().baseline, compressed_bytes=900_000)
+    write_example(tmp_path, example_record(objectives=objectives, baseline=baseline))
+    with serving(tmp_path) as server:
+        (entry,) = server.get("/api/v1/studies").json["items"]
+        assert server.get(f"/api/v1/studies/{entry['id']}").status == 200
+    assert asked["objectives"] == objectives
+
+
+def test_a_number_that_the_database_cannot_hold_is_refused(server, study):
+    assert server.get(f"/api/v1/audit?before={2**63}").status == 422
+    assert server.post(f"{study}/refine", {"trial": 2**63}).status == 422
+    assert server.get(f"{study}/trials/{2**63}").status == 404
+    assert server.get(f"{study.removeprefix('/api/v1')}/trials/{2**63}").status == 404
 
 
 @pytest.mark.parametrize(("search", "wanted"), [({}, [1, 2]), ({"max_drop": 0.01}, [2])])

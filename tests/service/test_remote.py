@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from example_study import write_example
+from example_study import example_record, write_example
 from served import TOKEN, serving
 from test_work import fake_search
 from tiny_study import environment, wait_for
 
-from autocompress import cli
-from autocompress.service.client import Client
+from autocompress import cli, terminal
+from autocompress.errors import ServerError
+from autocompress.records import StudyState
+from autocompress.service import client as client_module
+from autocompress.service.client import Client, Unreachable
+from autocompress.service.remote import start
+from autocompress.study.store import StudyStore
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +70,19 @@ def test_a_search_is_followed_to_its_end(server, capsys):
     assert call(server, "search", "digits", "--name", "mine", "--budget", "1m", "--set", "search.max_drop=0.02") == 0
     output = capsys.readouterr()
     assert "mine: finished" in output.out
-    assert f"next: autocompress export mine --pick knee --out mine-bundle --server {server.url}" in output.out
+    assert f"next: autocompress export mine --pick knee --out mine-bundle --server {server.url}\n" in output.out
+    assert "autocompress report" not in output.out, "it has no --server"
     assert "trial    4" in output.err
     assert call(server, "search", "digits", "--name", "mine") == 2
     assert "exists; choose another name" in capsys.readouterr().err
+
+
+def test_what_is_followed_is_judged_by_its_own_metric_and_objectives(server, monkeypatch):
+    seen, open_view = {}, terminal.open_view
+    monkeypatch.setattr(terminal, "open_view", lambda **asked: seen.update(asked) or open_view(**asked))
+    settings = ("--set", "task.metric=mae", "--set", 'search.objectives=["accuracy","size"]')
+    call(server, "search", "diabetes_mlp", "--name", "errors", *settings)
+    assert (seen["metric"], seen["minimize"], seen["objectives"]) == ("mae", True, ["accuracy", "size"])
 
 
 def test_a_limit_that_nothing_meets_gives_3(server, capsys):
@@ -83,12 +99,106 @@ def test_a_search_of_the_server_is_cancelled_and_resumed(server, capsys, monkeyp
     assert call(server, "cancel", "long") == 0
     assert "asked long to end" in capsys.readouterr().out
     wait_for(lambda: server.get(address).json["state"] == "cancelled", seconds=20, what="the end")
-    monkeypatch.setenv("FAKE_TRIALS", str(server.get(address).json["trials"]["total"] + 1))
+    total = server.get(address).json["trials"]["total"]
+    monkeypatch.setenv("FAKE_TRIALS", str(total + 1))
+    seen, open_view = {}, terminal.open_view
+    monkeypatch.setattr(terminal, "open_view", lambda **asked: seen.update(asked) or open_view(**asked))
     assert call(server, "resume", "long") == 0
+    assert [trial.trial for trial in seen["trials"]] == [total - 1], "the front so far: each is smaller than the last"
     assert "long: finished" in capsys.readouterr().out
     assert call(server, "resume", "long") == 2
     assert call(server, "cancel", "long") == 0
     assert "nothing to cancel" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [("BudgetError", 6), ("DeviceError", 5), ("UsageError", 2), ("RuntimeError", 1)]
+)
+def test_a_search_that_fails_there_returns_and_says_what_it_would_here(server, capsys, monkeypatch, error, code):
+    monkeypatch.setenv("FAKE_ERROR", error)
+    assert call(server, "search", "digits", "--name", error) == code
+    assert "as was asked" in capsys.readouterr().err
+    assert call(server, "front", error) == 2
+    assert "as was asked" in capsys.readouterr().err
+
+
+def test_a_search_whose_process_dies_says_so_and_not_that_it_was_interrupted(tmp_path, capsys):
+    with StudyStore(tmp_path / "runs") as store:
+        store.create(example_record(state=StudyState.INTERRUPTED))
+    dies = [sys.executable, "-S", "-c", "raise SystemExit(3)"]
+    with serving(tmp_path / "runs", lambda *_: dies) as server:
+        assert call(server, "resume", "digits") == 1
+    output = capsys.readouterr()
+    assert "error: its process died 3 times in a row without finishing a trial" in output.err
+    assert "interrupted" not in output.err + output.out
+
+
+def test_a_server_that_is_started_again_is_waited_for_but_not_for_ever(tmp_path, monkeypatch):
+    looks = iter([Unreachable("gone"), Unreachable("gone"), [("state", "1", {"state": "finished"})]])
+
+    def events(_study, _last_id):
+        found = next(looks, Unreachable("gone"))
+        if isinstance(found, Unreachable):
+            raise found
+        yield from found
+
+    monkeypatch.setattr(client_module, "_RETRY_S", 0.0)
+    client = Client("http://127.0.0.1:1", workspace=tmp_path)
+    monkeypatch.setattr(client, "_events", events)
+    assert list(client.follow("s1")) == [("state", {"state": "finished"})]
+    with pytest.raises(ServerError, match="was lost; the search goes on if the server does"):
+        list(client.follow("s1"))
+
+
+@contextlib.contextmanager
+def answering(content: bytes):
+    """Address of a server that has one answer, and then hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(content)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", "broke off the connection"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhtml", "sent something else than JSON"),
+        (b"", "broke off the connection"),
+    ],
+)
+def test_an_answer_that_is_cut_off_or_no_json_is_one_sentence(capsys, content, expected):
+    with answering(content) as url:
+        assert cli.run(["list", "--server", url]) == 5
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://localhost:99999"])
+def test_an_address_that_is_none_gives_5(capsys, url):
+    assert cli.run(["list", "--server", url]) == 5
+    assert "is no address" in capsys.readouterr().err
+
+
+def test_a_study_file_names_its_study_unless_the_command_does():
+    class Sent:
+        def post(self, _path, body):
+            return body
+
+    Path("file.toml").write_text('name = "mine"\n[data]\nfactory = "digits"\n')
+    Path("bare.toml").write_text('[data]\nfactory = "digits"\n')
+    asked = [("file.toml", None), ("file.toml", "other"), ("bare.toml", None)]
+    sent = [start(Sent(), file, overrides=[], name=name, flags={})["name"] for file, name in asked]
+    assert sent == ["mine", "other", "bare"]
 
 
 def test_a_bundle_of_the_server_is_written_here(server, capsys, monkeypatch):
@@ -104,7 +214,16 @@ def test_a_bundle_of_the_server_is_written_here(server, capsys, monkeypatch):
     assert Path("taken/model.onnx").read_bytes() == b"onnx"
     assert call(server, "export", "digits", "--out", "taken") == 2
     assert call(server, "export", "digits", "--max-size", "1kB", "--out", "other") == 3
+    assert call(server, "export", "digits", "--pick", "trial:3", "--out", "other") == 4
+    assert "trial 3 is not on the front" in capsys.readouterr().err
+    assert call(server, "export", "digits", "--pick", "best", "--out", "other") == 2
     assert not Path("other").exists()
+    Path("empty").mkdir()
+    Path("link").symlink_to("empty")
+    assert call(server, "export", "digits", "--out", "link") == 0
+    assert [path.name for path in Path("empty").iterdir()] == ["model.onnx"]
+    assert call(server, "export", "digits", "--out", "taken/model.onnx/below") == 2
+    assert "is a file; choose another folder with --out" in capsys.readouterr().err
 
 
 def test_a_study_file_that_names_code_is_refused_by_the_server(server, capsys):

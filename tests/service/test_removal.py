@@ -11,6 +11,7 @@ from served import OTHER, serving
 from tiny_study import wait_for
 
 from autocompress.records import StudyState
+from autocompress.service import removal
 from autocompress.study.database import open_optuna_storage
 from autocompress.study.store import StudyStore
 
@@ -59,6 +60,15 @@ def test_all_that_was_kept_of_a_study_is_gone_and_another_keeps_everything(serve
     (entry,) = server.get("/api/v1/audit").json["items"]
     assert (entry["action"], entry["actor"], entry["study"]) == ("delete", "ann", "digits")
     assert entry["detail"] == {"trials": 6, "files": len(files), "bytes": kept}
+
+
+def test_the_files_are_gone_before_a_study_of_the_name_can_begin(tmp_path, monkeypatch):
+    write_example(tmp_path)
+    order, files, close = [], removal._remove_files, StudyStore.close
+    monkeypatch.setattr(removal, "_remove_files", lambda *given: order.append("files") or files(*given))
+    monkeypatch.setattr(StudyStore, "close", lambda store: order.append("claim") or close(store))
+    removal.remove_study(tmp_path, "digits")
+    assert order == ["files", "claim"]
 
 
 def test_a_study_that_waits_or_runs_is_refused_and_can_go_once_it_has_ended(server):

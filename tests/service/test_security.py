@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import pytest
 from served import OTHER, TOKEN, serving
 
 from autocompress.errors import UsageError
+from autocompress.service.app import _listen
 from autocompress.service.observe import JsonLines
 from autocompress.service.security import cookie_name
 from autocompress.service.settings import Settings
@@ -24,6 +26,14 @@ def cookie(server, token: str = TOKEN) -> dict[str, str]:
     entered = server.get(f"/login?token={token}", token=None)
     assert entered.status == 303
     return {"Cookie": entered.headers["set-cookie"].partition(";")[0]}
+
+
+def test_the_port_takes_connections_before_anybody_is_told_its_address(tmp_path):
+    with (
+        contextlib.closing(_listen(Settings(workspace=tmp_path, port=0))) as listening,
+        socket.create_connection(listening.getsockname(), timeout=10) as connection,
+    ):
+        assert connection.getpeername() == listening.getsockname()
 
 
 # -- who calls

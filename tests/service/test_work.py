@@ -9,6 +9,7 @@ import json
 import re
 import sqlite3
 import sys
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -354,6 +355,56 @@ def test_a_bundle_is_made_kept_and_downloaded(tmp_path, monkeypatch):
         at = unmet.headers["location"]
         wait_for(lambda: server.get(at).json["state"] == "failed", seconds=10, what="the refusal")
         assert "no artifact meets the constraints" in server.get(at).json["error"]
+        assert server.get(at).json["exit_code"] == 3
+
+
+def test_a_bundle_of_which_nothing_can_be_recorded_does_not_end_the_others(tmp_path, monkeypatch):
+    from autocompress.service.exports import Exports
+
+    monkeypatch.setattr(
+        "autocompress.bundle.write_bundle",
+        lambda point, study, *, workspace, out: (out.mkdir(parents=True), (out / "model.onnx").write_bytes(b"x")),
+    )
+    write_example(tmp_path)
+    record, calls = Exports._record, itertools.count()
+
+    def fails_twice(self, *given, **values):
+        if next(calls) < 2:  # that the first one is done, and then that it is not
+            raise OSError("the disk is full")
+        record(self, *given, **values)
+
+    monkeypatch.setattr(Exports, "_record", fails_twice)
+    exports = Exports(tmp_path, keep=5)
+    exports.start()
+    first, second = (exports.ask("digits", {"pick": pick}, actor="ann")["id"] for pick in ("small", "fast"))
+    wait_for(lambda: exports.get(second)["state"] == "done", seconds=20, what="the second bundle")
+    assert exports.get(first)["state"] == "queued"
+    exports.stop()
+
+
+def test_a_server_that_stops_leaves_the_bundles_that_wait_to_the_next(tmp_path, monkeypatch):
+    from autocompress.service.exports import Exports
+
+    begun, ready = threading.Event(), threading.Event()
+
+    def write(point, study, *, workspace, out):
+        begun.set()
+        assert ready.wait(30)
+        out.mkdir(parents=True)
+
+    monkeypatch.setattr("autocompress.bundle.write_bundle", write)
+    write_example(tmp_path)
+    exports = Exports(tmp_path, keep=5)
+    exports.start()
+    asked = [exports.ask("digits", {"pick": "small"}, actor="ann")["id"] for _ in range(3)]
+    assert begun.wait(30)
+    stopping = threading.Thread(target=exports.stop)
+    stopping.start()
+    assert exports._stopping.wait(30)
+    ready.set()
+    stopping.join(30)
+    assert [exports.get(one)["state"] for one in asked] == ["done", "queued", "queued"]
+    exports._database.close()
 
 
 def test_bundles_that_a_killed_server_left_undone_are_made_by_the_next(tmp_path, monkeypatch):

@@ -117,6 +117,24 @@ def test_a_plan_outside_of_the_space_has_no_parameters():
     assert SPACE.encode(too_narrow) is None
 
 
+def test_what_has_a_single_choice_must_be_that_choice():
+    floats = SearchSpace(config=SpaceConfig(activations=("float",), weight_bits=(8,)), facts=SPACE.facts)
+    assert "activations" not in floats.raw()
+    plan = floats.decode({})
+    assert floats.encode(plan) is not None
+    assert floats.encode(replace(plan, activations="uint8")) is None
+    assert floats.encode(replace(plan, weight_bits={**plan.weight_bits, "fc": 4})) is None
+    pattern = SearchSpace(config=SpaceConfig(sparsity=(0.6,), sparsity_kind=("2:4",)), facts=SPACE.facts)
+    assert pattern.encode(pattern.decode({})) is not None, "two of four are a half, whatever share was asked for"
+
+
+def test_the_ends_keep_the_most_bits_that_the_study_has():
+    few = SearchSpace(config=SpaceConfig(weight_bits=(3, 4)), facts=SPACE.facts)
+    plan = few.from_knobs({"knob/bits": 3, "knob/bits_ends": 1})
+    assert plan.weight_bits == {"conv1": 4, "conv2": 3, "conv3": 3, "fc": 4}
+    assert few.encode(plan) is not None
+
+
 def test_every_block_is_a_parameter_unless_the_study_says_no():
     assert set(WITH_BLOCKS.raw()) - set(SPACE.raw()) == {"remove_block/a", "remove_block/b"}
     assert WITH_BLOCKS.raw()["remove_block/a"].choices == (False, True)

@@ -212,6 +212,11 @@ def test_a_path_with_spaces_and_signs_works_and_a_question_mark_is_refused(tmp_p
 # -- beside Optuna
 
 
+def test_what_we_commit_is_on_the_disk(database):
+    with database.write() as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2, "FULL"
+
+
 def test_optuna_shares_the_file_in_wal_mode_while_others_write(database):
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -20,12 +23,16 @@ from autocompress.compress.sparsify import zeros_share
 from autocompress.config import load_config
 from autocompress.plan import CompressionPlan, DistillPlan
 from autocompress.records import Baseline, DeviceFacts, Latency, StudyRecord, StudyState, TrialRecord, TrialState
+from autocompress.recover.data import Split
 from autocompress.search.stopping import Constraints, Rival, Rung
 from autocompress.space.search_space import SearchSpace
+from autocompress.study.digests import outputs_digest, profile_digest
 from autocompress.study.evaluate import evaluate
-from autocompress.study.prepare import Ancestor, Task, load_state, prepare
+from autocompress.study.load import load_objects
+from autocompress.study.prepare import _unfreeze_, prepare
 from autocompress.study.rebuild import rebuild_artifact
 from autocompress.study.requests import Member, Request, Source
+from autocompress.study.task import Ancestor, Task, _some_batches, load_state
 from autocompress.zoo.models import ResNet
 
 ARGS = {"in_channels": 1, "classes": 4, "widths": [8, 16], "depths": [2, 2]}
@@ -167,10 +174,22 @@ def test_a_block_that_the_model_does_not_have_fails_the_trial_with_its_name(task
 
 
 def test_a_study_that_keeps_its_blocks_looks_for_none(task: Task, tmp_path: Path):
-    from autocompress.study.prepare import _find_facts
+    from autocompress.study.model_facts import find_facts
 
     config = load_config({"space": {"remove_blocks": False}}, name="x")
-    assert _find_facts(task.model, task.example, config, []).blocks == ()
+    assert find_facts(task.model, task.example, config, []).blocks == ()
+
+
+def test_what_is_no_objective_of_the_study_is_not_judged(task: Task, monkeypatch: pytest.MonkeyPatch):
+    """A file as slow as the dense one may be on the front of accuracy and size; its rivals' latency is 0 there."""
+    search = task.source.config.search.model_copy(update={"objectives": ("accuracy", "size")})
+    config = task.source.config.model_copy(update={"search": search})
+    own = replace(task, source=replace(task.source, config=config))
+    rival = Rival(trial=1, plan=CompressionPlan(), drop=0.0, size_ratio=0.9, latency_ratio=0.0)
+    record = _run(own, 50, _plan(task), rivals=(rival,), anchor=False, train_s=0.2)
+    assert (record.state, record.reason) == (TrialState.COMPLETE, "")
+    slow = _run(task, 51, _plan(task), rivals=(rival,), anchor=False, train_s=0.2)
+    assert slow.state is TrialState.STOPPED
 
 
 def test_an_heir_keeps_what_its_ancestor_learned_of_the_channels_it_keeps(task: Task):
@@ -274,3 +293,58 @@ def test_a_file_is_made_again_from_plan_and_weights_to_the_last_bit(task: Task, 
     assert rebuild_artifact(study, record.plan, path.parent, task.source.workspace) == wanted
     path.with_name("rounding.safetensors").unlink()  # the searched scales are not the learned ones
     assert rebuild_artifact(study, record.plan, path.parent, task.source.workspace) != wanted
+
+
+def test_what_is_kept_for_later_studies_depends_on_what_the_model_computes(task: Task, monkeypatch: pytest.MonkeyPatch):
+    """The same weights may be read with another stride or number of heads."""
+    monkeypatch.setattr(task, "baseline", replace(BASELINE, artifact="dense.onnx"))
+    task.source.workspace.mkdir(parents=True, exist_ok=True)
+    dense = task.source.workspace / "dense.onnx"
+    keys = []
+    for content in (b"one", b"other", b"one"):
+        dense.write_bytes(content)
+        keys.append((outputs_digest(task, "data"), profile_digest(task, "data", seconds=1.0)))
+    dense.unlink()
+    one, other, again = keys
+    assert one == again
+    assert one[0] != other[0]
+    assert one[1] != other[1]
+
+
+def test_importance_and_glances_look_at_samples_from_all_over_the_data(task: Task, monkeypatch: pytest.MonkeyPatch):
+    ordered = Split(inputs=(torch.arange(100.0)[:, None],), targets=torch.arange(100) // 25)
+    batches = _some_batches(ordered, 4)
+    assert [sorted(targets.tolist()) for _, targets in batches] == [[0, 1, 2, 3]] * 8
+    assert all(torch.equal(inputs[0].flatten() // 25, targets.float()) for inputs, targets in batches)
+    assert [len(targets) for _, targets in _some_batches(ordered.sample(10), 4)] == [4, 3, 3]
+
+    seen: list[Split] = []
+
+    def value(_: Task, __: nn.Module, split: Split, targets: Any) -> float:
+        assert np.array_equal(split.targets.numpy(), targets)
+        seen.append(split)
+        return 0.5
+
+    monkeypatch.setattr("autocompress.study.task._GLANCED", 4)
+    monkeypatch.setattr(task, "_teacher_value", 0.75)
+    monkeypatch.setattr(Task, "_value", value)
+    assert task.glance(copy.deepcopy(task.model)) == 0.25
+    rows = torch.tensor([0, 21, 42, 63])
+    assert torch.equal(seen[0].inputs[0], task.splits.val.inputs[0][rows])
+    assert torch.equal(seen[0].targets, task.splits.val.targets[rows])
+
+
+def test_what_was_frozen_is_trained_but_for_whole_numbers():
+    network = nn.Linear(2, 2).requires_grad_(False)
+    network.register_parameter("steps", nn.Parameter(torch.tensor([3]), requires_grad=False))
+    _unfreeze_(network)
+    assert [name for name, p in network.named_parameters() if p.requires_grad] == ["weight", "bias"]
+
+
+def test_a_metric_of_ones_own_is_found_by_its_name_for_objects_from_python_too(tmp_path: Path):
+    (tmp_path / "scores_by_name.py").write_text("def half(outputs, targets):\n    return 0.5\n")
+    pickled = tmp_path / "source.pkl"
+    pickled.write_bytes(cloudpickle.dumps((nn.Linear(1, 2), {}, None)))
+    config = load_config({"task": {"metric": "scores_by_name:half", "direction": "maximize"}}, name="x")
+    _, _, metric = load_objects(Source(config=config, workspace=tmp_path, budget_s=1.0, base=tmp_path, pickled=pickled))
+    assert metric(np.zeros((1, 2)), np.zeros(1)) == 0.5

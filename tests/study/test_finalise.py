@@ -7,12 +7,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autocompress.front.hypervolume import gain
 from autocompress.plan import CompressionPlan
-from autocompress.records import TrialRecord, TrialState
-from autocompress.search.stopping import Rival
+from autocompress.records import Latency, Measurement, TrialRecord, TrialState
+from autocompress.search.stopping import Constraints, Rival
 from autocompress.study import finalise
 from autocompress.study.finalise import candidates, prospect, soups
 from autocompress.study.variants import Variant
@@ -23,27 +24,50 @@ def rival(number: int, drop: float, size: float, latency: float) -> Rival:
 
 
 FRONT = [rival(1, 0.01, 0.2, 0.5), rival(2, 0.06, 0.1, 0.2), rival(3, 0.02, 0.3, 0.6)]
+POINTS = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in FRONT])
 
 
 def test_four_times_the_training_leaves_half_of_the_drop():
-    points = [(r.drop, r.size_ratio, r.latency_ratio) for r in FRONT]
-    assert prospect(FRONT[0], FRONT, longer=4.0) == pytest.approx(gain((0.005, 0.2, 0.5), points))
+    assert prospect(FRONT[0], POINTS, longer=4.0) == pytest.approx(gain((0.005, 0.2, 0.5), POINTS))
 
 
 def test_a_trial_beyond_the_reference_may_have_the_best_prospect():
-    found = {r.trial: prospect(r, FRONT, longer=4.0) for r in FRONT}
+    found = {r.trial: prospect(r, POINTS, longer=4.0) for r in FRONT}
     assert max(found, key=lambda n: found[n]) == 2
 
 
 def test_a_dominated_trial_may_overtake():
-    assert prospect(FRONT[2], FRONT, longer=1.0) == 0
-    assert prospect(FRONT[2], FRONT, longer=9.0) > 0
+    assert prospect(FRONT[2], POINTS, longer=1.0) == 0
+    assert prospect(FRONT[2], POINTS, longer=9.0) > 0
 
 
 def test_what_stays_beyond_the_allowed_drop_counts_for_little():
-    free = prospect(FRONT[1], FRONT, longer=4.0)
-    assert prospect(FRONT[1], FRONT, longer=4.0, max_drop=0.01) == pytest.approx(0.1 * free)
-    assert prospect(FRONT[1], FRONT, longer=4.0, max_drop=0.03) == free
+    free = prospect(FRONT[1], POINTS, longer=4.0)
+    assert prospect(FRONT[1], POINTS, longer=4.0, max_drop=0.01) == pytest.approx(0.1 * free)
+    assert prospect(FRONT[1], POINTS, longer=4.0, max_drop=0.03) == free
+
+
+def test_a_file_beyond_a_bound_is_not_trained_further(monkeypatch):
+    """Trial 1 has the best prospect and 900 bytes; no training makes it smaller."""
+    plans = [CompressionPlan(prune_ratio={"a": ratio}, weight_bits={"a": 4}) for ratio in (0.5, 0.25)]
+    rivals = [replace(rival(1, 0.02, 0.2, 0.3), plan=plans[0]), replace(rival(2, 0.03, 0.3, 0.5), plan=plans[1])]
+    monkeypatch.setattr(finalise, "_variants_s", lambda _: 0.0)
+    driver, _ = driver_of(rivals, seconds=60.0, monkeypatch=monkeypatch)
+    driver.schedule = SimpleNamespace(train_s=2.0, final_s=30.0)
+    timed = Latency(latency_ms=1.0, ratio=0.5, ratio_ci=(0.5, 0.5), blocks=1)
+    driver.trials = [
+        replace(
+            trial,
+            equivalent_s=2.0,
+            measurement=Measurement(val=0.9, size_bytes=size, compressed_bytes=size, latency=timed, params=1, macs=1),
+        )
+        for trial, size in zip(driver.trials, (900, 500), strict=True)
+    ]
+    assert finalise._next_to_train(driver)[0].trial == 1
+    driver.constraints = Constraints(max_size=600)
+    assert finalise._next_to_train(driver)[0].trial == 2
+    driver.constraints = Constraints(max_latency=0.5)
+    assert finalise._next_to_train(driver) is None
 
 
 def test_the_front_is_looked_at_in_the_order_of_what_each_contributes():
@@ -92,7 +116,7 @@ def driver_of(rivals: list[Rival], *, seconds: float, monkeypatch: pytest.Monkey
     driver = SimpleNamespace(
         trials=[TrialRecord(trial=r.trial, state=TrialState.COMPLETE, plan=r.plan) for r in rivals],
         rivals=lambda: iter(rivals), believed_rivals=lambda: list(rivals), overhead_s=lambda: 1.0,
-        at_limit=False, end=time.monotonic() + seconds,
+        at_limit=False, constraints=Constraints(), end=time.monotonic() + seconds,
         say=lambda _: None, evaluate=lambda plan, **more: asked.append((plan, more)),
     )  # fmt: skip
     return driver, asked

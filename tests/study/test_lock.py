@@ -29,7 +29,7 @@ LOOK = (
 @pytest.fixture
 def path(tmp_path):
     yield tmp_path / ".lock-digits"
-    lock.release_all(tmp_path)
+    lock.release(tmp_path / ".lock-digits")
 
 
 @contextmanager
@@ -82,16 +82,6 @@ def test_looking_at_our_own_lock_does_not_end_it(path):
         assert lock.is_held(path)
     with holder(path) as other:
         assert answer(other) == str(os.getpid())
-
-
-def test_only_the_locks_of_one_folder_are_released(tmp_path, path):
-    elsewhere = tmp_path / "other" / ".lock-digits"
-    elsewhere.parent.mkdir()
-    assert lock.take(path) is None
-    assert lock.take(elsewhere) is None
-    lock.release_all(tmp_path)
-    assert (lock.is_mine(path), lock.is_mine(elsewhere)) == (False, True)
-    lock.release(elsewhere)
 
 
 def test_a_folder_that_is_not_there_cannot_hold_a_lock(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,10 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+from tiny import TinyNet, make_tiny_data
 
+from autocompress.compress.quantize import float_state, quantize_weights_, rounding_state
 from autocompress.config import load_config
 from autocompress.errors import NotFoundError
 from autocompress.measure.quality import metric_for, predict
@@ -37,15 +42,21 @@ from autocompress.search.stopping import Constraints, Rival
 from autocompress.study import finalise
 from autocompress.study.cascade import STREAM, make_cascade, timed_on_stream
 from autocompress.study.driver import Driver
-from autocompress.study.evaluate import examine
+from autocompress.study.evaluate import evaluate, examine
 from autocompress.study.executors import WorkerDied
-from autocompress.study.rebuild import rebuild_cascade
-from autocompress.study.requests import MOST_CASCADES, CascadeRequest
+from autocompress.study.rebuild import rebuild_artifact, rebuild_cascade, restore
+from autocompress.study.requests import MOST_CASCADES, CascadeRequest, Request
 
 N = 200
 BASELINE = Baseline(
     metric="accuracy", val=1.0, test=None, size_bytes=10_000, latency_ms=2.0, params=9, macs=9,
     artifact="artifacts/s/baseline/model.onnx",
+)  # fmt: skip
+
+
+STORED = StudyRecord(
+    name="s", state=StudyState.FINISHED, seed=0, config={}, config_hash="", budget_s=1.0, spent_s=1.0, created="",
+    device=DeviceFacts(), facts=ModelFacts(layers=(), groups=()),
 )  # fmt: skip
 
 
@@ -243,21 +254,95 @@ def test_a_file_that_answers_something_else_is_a_failed_trial(study, monkeypatch
     record = make_cascade(study.task, request_for(study), lambda _: None)
     assert record.state is TrialState.FAILED
     assert "as neither of its networks does" in record.reason
+    assert not (study.folder / "trial-7").exists(), "nothing is left of it"
+
+
+def test_an_error_without_words_is_a_failed_trial_with_its_kind(study, monkeypatch):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("autocompress.study.cascade.join", refuse)
+    record = make_cascade(study.task, request_for(study), lambda _: None)
+    assert (record.state, record.reason) == (TrialState.FAILED, "ValueError")
+
+
+def test_what_a_lost_trial_of_the_same_number_left_is_gone_and_what_is_written_is_on_the_disk(study, monkeypatch):
+    folder = study.folder / "trial-7"
+    synced: set[int] = set()
+    folder.mkdir()
+    (folder / "rounding.safetensors").write_bytes(b"of a network")
+    monkeypatch.setattr("autocompress.study.durable.os.fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    assert make_cascade(study.task, request_for(study), lambda _: None).state is TrialState.COMPLETE
+    files = list(folder.iterdir())
+    assert {p.name for p in files} == {"model.onnx", "plan.json", STREAM}
+    assert synced == {p.stat().st_ino for p in (*files, folder, study.folder)}
+
+
+def test_of_a_trial_that_failed_nothing_is_left_and_a_cascades_stream_is_gone_before_it_begins(study):
+    """Beside the file of a network a stream would have it timed as a cascade."""
+    folder = study.folder / "trial-8"
+    folder.mkdir()
+    (folder / STREAM).write_text("[0]")
+
+    def prune(*_: Any) -> None:
+        found = folder.exists()
+        folder.mkdir(exist_ok=True)
+        (folder / "model.onnx").write_bytes(b"untrained")
+        raise ValueError(f"found: {found}")
+
+    study.task.facts, study.task.prune = ModelFacts(layers=(), groups=()), prune
+    request = Request(
+        trial=8, plan=CompressionPlan(), origin="search", train_s=1.0, deadline=time.monotonic() + 60, parent=1,
+        parent_plan=CompressionPlan(),
+    )  # fmt: skip
+    record = evaluate(study.task, request, lambda _: None)
+    assert (record.state, record.reason) == (TrialState.FAILED, "prune failed: ValueError: found: False")
+    assert not folder.exists()
+    assert (study.folder / "trial-1" / "model.onnx").exists(), "what it started from stays"
 
 
 def test_a_cascade_is_made_again_from_its_parts_byte_for_byte(study):
     record = make_cascade(study.task, request_for(study), lambda _: None)
     path = study.folder / "trial-7" / "model.onnx"
-    stored = StudyRecord(
-        name="s", state=StudyState.FINISHED, seed=0, config={}, config_hash="", budget_s=1.0, spent_s=1.0, created="",
-        device=DeviceFacts(), facts=ModelFacts(layers=(), groups=()),
-    )  # fmt: skip
-    workspace = study.task.source.workspace
-    assert rebuild_cascade(stored, record.cascade, record.plan, workspace) == path.read_bytes()
+    workspace, size = study.task.source.workspace, path.stat().st_size
+    assert rebuild_cascade(STORED, record.cascade, record.plan, workspace, size_bytes=size) == path.read_bytes()
+    with pytest.raises(NotFoundError, match=f"{size + 1} bytes were measured, {size} came out"):
+        rebuild_cascade(STORED, record.cascade, record.plan, workspace, size_bytes=size + 1)
     (study.folder / "trial-2" / "model.onnx").unlink()
     with pytest.raises(NotFoundError, match=r"trial-2 has no weights\.safetensors"):
-        rebuild_cascade(stored, record.cascade, record.plan, workspace)
+        rebuild_cascade(STORED, record.cascade, record.plan, workspace)
     onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
+def test_the_dense_network_is_made_again_from_the_teachers_weights(tmp_path):
+    tables = {
+        "model": {"factory": "tiny:TinyNet", "args": {"channels": 16}}, "data": {"factory": "tiny:make_tiny_data"},
+    }  # fmt: skip
+    stored = replace(STORED, config=load_config(tables, name="s").model_dump(mode="json"))
+    folder = tmp_path / "artifacts" / "s"
+    folder.mkdir(parents=True)
+    with pytest.raises(NotFoundError, match=r"s has no teacher\.safetensors"):
+        rebuild_artifact(stored, CompressionPlan(), folder / "baseline", tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        teacher = TinyNet(channels=16).eval()
+        save_file(teacher.state_dict(), folder / "teacher.safetensors")
+        data = rebuild_artifact(stored, CompressionPlan(), folder / "baseline", tmp_path)
+    x = make_tiny_data()["test"][0]
+    outputs = ort.InferenceSession(data).run(None, {"input": x.numpy()})[0]
+    assert outputs == pytest.approx(teacher(x).detach().numpy(), abs=1e-4)
+
+
+def test_a_restored_table_of_values_is_as_long_as_the_stored_one(tmp_path):
+    """k-means finds eight magnitudes for four bits, of which training may have left two."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4)).eval()
+    plan = CompressionPlan(weight_bits={"0": 4}, levels="codebook")
+    trained = quantize_weights_(copy.deepcopy(model), plan.weight_bits, plan.levels)
+    name = "0.parametrizations.weight.0.magnitudes"
+    save_file(float_state(trained), tmp_path / "weights.safetensors")
+    save_file({**rounding_state(trained), name: torch.tensor([3.0, 127.0])}, tmp_path / "rounding.safetensors")
+    network = restore(model, plan, ModelFacts(layers=(), groups=()), tmp_path, (torch.randn(2, 8),))
+    assert network.state_dict()[name].tolist() == [3.0, 127.0]
 
 
 def driver_of(study: Any, *answers: TrialRecord | WorkerDied) -> tuple[Any, list[CascadeRequest]]:

@@ -216,6 +216,17 @@ def test_a_claim_of_a_live_process_is_refused_and_of_a_killed_one_taken_over(tmp
         assert mine.study("digits").state is StudyState.RUNNING
 
 
+def test_a_reader_of_the_same_process_leaves_the_claim_where_it_is(tmp_path):
+    with StudyStore(tmp_path) as writer:
+        writer.create(make_study(state=StudyState.RUNNING))
+        writer.claim("digits")
+        for readonly in (True, False):
+            with StudyStore(tmp_path, readonly=readonly) as other:
+                assert other.owner("digits") == os.getpid()
+        assert writer.study("digits").state is StudyState.RUNNING
+        assert writer.owner("digits") == os.getpid()
+
+
 def test_closing_the_store_gives_the_claim_back(tmp_path):
     with StudyStore(tmp_path) as first:
         first.create(make_study())

@@ -10,7 +10,7 @@ from autocompress.config import SpaceConfig
 from autocompress.front.hypervolume import gain
 from autocompress.plan import CompressionPlan
 from autocompress.records import Latency, LayerFacts, Measurement, ModelFacts, TrialRecord, TrialState
-from autocompress.search.stopping import Rival
+from autocompress.search.stopping import Constraints, Rival
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.variants import best_variant, other_bits
 
@@ -64,6 +64,18 @@ def test_the_variant_that_would_add_most_is_chosen_at_its_exact_size():
     assert (best.parent, best.plan.weight_bits) == (3, {"a": 4, "b": 4, "c": 2})
     assert best.gain == pytest.approx(gain((0.01, 10_200 / DENSE_BYTES, 0.5), [(0.01, 0.3, 0.5)]))
     assert replace(best.plan, weight_bits=rival.plan.weight_bits) == rival.plan
+
+
+def test_what_breaks_a_bound_is_no_variant_and_what_loses_too_much_counts_for_little():
+    record, rival = trained(3, 0.01, 15_000, a=8, b=8, c=4)
+    free = best_variant(SPACE, [record], [rival])
+    assert free is not None
+    assert best_variant(SPACE, [record], [rival], Constraints(max_latency=1e-9)) is None
+    assert best_variant(SPACE, [record], [rival], Constraints(max_size=10_199)) is None
+    assert best_variant(SPACE, [record], [rival], Constraints(max_size=10_200)) == free
+    much = best_variant(SPACE, [record], [rival], Constraints(max_drop=0.005))
+    assert much is not None
+    assert much.gain == pytest.approx(0.1 * free.gain)
 
 
 def test_nothing_is_tried_twice_and_nothing_from_behind_the_front():
