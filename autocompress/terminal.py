@@ -327,7 +327,7 @@ def print_study(study: StudyRecord, trials: Sequence[TrialRecord], *, stream: Te
             console.print(f"left alone ({skip.what}): {skip.name}: {skip.reason}")
         for note in study.facts.notes:
             console.print(f"note: {note}")
-    console.print(f"trials: {counts_text(Counter(t.state for t in trials))}")
+    console.print(counts_text(Counter(t.state for t in trials)))
     reasons = Counter((t.state.value, t.reason) for t in trials if t.state != TrialState.COMPLETE and t.reason)
     for (state, reason), count in reasons.most_common(8):
         console.print(f"  {count} {state}: {reason}")

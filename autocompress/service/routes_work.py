@@ -124,7 +124,7 @@ def refine(request: Request, identifier: str, asked: Refinement) -> Response:
     if teacher.is_file():  # also one whose training was cut, which no other study takes: the trial was made of it
         tables = with_settings(tables, {"model.weights": str(teacher.absolute())})
     name = asked.name or _free_name(parts, f"{origin}-around-{asked.trial}"[:90])
-    if name in parts.views.names():
+    if name in parts.views.taken():
         raise Problem(409, f"study {name!r} exists; choose another name", errors=[("name", "taken")])
     config = validated({key: value for key, value in tables.items() if key != "name"}, name=name)
     if config.search.budget > parts.settings.max_budget_s:
@@ -224,7 +224,7 @@ def _submit(request: Request, asked: NewStudy, wanted: Asked, *, key: str | None
     parts = service(request)
     name = wanted.name if wanted.named else _free_name(parts, wanted.name)
     config = admit(validated(wanted.tables, name=name), parts.settings, models=parts.models)
-    if wanted.named and name in parts.views.names():
+    if wanted.named and name in parts.views.taken():
         detail = f"study {name!r} exists; choose another name, or resume it"
         raise Problem(409, detail, errors=[("name", detail)])
     return parts.jobs.submit(
@@ -259,7 +259,7 @@ def _wanted(asked: NewStudy) -> Asked:
 
 
 def _free_name(parts: Service, base: str) -> str:
-    taken = set(parts.views.names())
+    taken = parts.views.taken()
     return next(n for i in range(1, len(taken) + 2) if (n := f"{base}-{i}" if i > 1 else base) not in taken)
 
 

@@ -200,6 +200,11 @@ class Views:
         keys += [(job.created, name) for name, job in jobs.items() if name not in statuses]
         return [name for _, name in sorted(keys, reverse=True)]
 
+    def taken(self) -> set[str]:
+        """Names that no new study can have: not those of searches that failed before there was a study."""
+        statuses, jobs = self.snapshot()
+        return {*statuses, *(name for name, job in jobs.items() if job.state is not JobState.FAILED)}
+
     def summary(self, name: str) -> dict[str, Any]:
         """One line of the list of studies.
 

@@ -9,6 +9,7 @@ from typing import Any
 import cloudpickle
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from autocompress.errors import UsageError
 from autocompress.measure.quality import Metric, metric_for
@@ -98,6 +99,25 @@ def _check_training(model: nn.Module, example: tuple[Tensor, ...], wanted: torch
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return text[0][:200] if text else ""
+
+
+def unfreeze_(model: nn.Module) -> None:
+    """All of a network is compressed and trained, whatever was frozen; whole numbers have no gradients."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+
+
+def bake_parametrizations_(model: nn.Module) -> nn.Module:
+    """Replace weights that a parametrization of the user's own computes by what it computes, in place.
+
+    Weight norm and spectral norm are ways to train. A file holds what they came to, and so does all that is cut from
+    the model.
+    """
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name in tuple(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name)
+    return model
 
 
 def calibration_samples(train: Split) -> tuple[Tensor, ...]:

@@ -34,7 +34,13 @@ from autocompress.space.layers import count_macs
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.digests import outputs_digest, profile_digest
 from autocompress.study.durable import sync_folder
-from autocompress.study.load import calibration_samples, check_forward, load_objects
+from autocompress.study.load import (
+    bake_parametrizations_,
+    calibration_samples,
+    check_forward,
+    load_objects,
+    unfreeze_,
+)
 from autocompress.study.model_facts import find_facts
 from autocompress.study.progress import Clock, Report
 from autocompress.study.requests import Prepared, Source
@@ -64,12 +70,12 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
         raw, config=config.data, metric=config.task.metric, seed=config.search.seed, kind=config.task.kind
     )
     check_forward(model, splits)
-    _unfreeze_(model)
+    unfreeze_(model)
     device = LocalDevice(config.device)
     trainer = _trainer(model, splits, config)
     clock.lap("setup")
     notes = [*splits.notes, *provide_weights(model, source, splits, trainer, report)]
-    model.eval()
+    bake_parametrizations_(model.eval())
     clock.lap("teacher")
     report("tracing the model and finding its groups")
     samples = calibration_samples(splits.train)
@@ -104,12 +110,6 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
         direction=metric.direction, device_description=device.facts.description,
     )  # fmt: skip
     return task, prepared
-
-
-def _unfreeze_(model: nn.Module) -> None:
-    """All of a network is compressed and trained, whatever was frozen; whole numbers have no gradients."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def _trainer(model: nn.Module, splits: DataSplits, config: StudyConfig) -> Trainer:

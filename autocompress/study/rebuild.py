@@ -25,7 +25,7 @@ from autocompress.plan import CompressionPlan
 from autocompress.records import Cascade, ModelFacts, StudyRecord
 from autocompress.recover.data import split_data
 from autocompress.space.attention import open_attention_
-from autocompress.study.load import calibration_samples, load_objects
+from autocompress.study.load import bake_parametrizations_, calibration_samples, load_objects, unfreeze_
 from autocompress.study.requests import Source
 from autocompress.study.task import load_state, sparsity_of
 from autocompress.zoo.factory import load_weights
@@ -78,7 +78,8 @@ def _dense_model(study: StudyRecord, workspace: Path) -> tuple[nn.Module, tuple[
     samples = calibration_samples(splits.train)
     if (teacher := folder / "teacher.safetensors").is_file():
         load_weights(model, teacher)
-    model.eval().requires_grad_(True)
+    unfreeze_(model)
+    bake_parametrizations_(model.eval())
     open_attention_(model, tuple(t[:2] for t in samples))
     return model, samples
 

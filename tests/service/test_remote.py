@@ -120,6 +120,8 @@ def test_a_search_that_fails_there_returns_and_says_what_it_would_here(server, c
     assert "as was asked" in capsys.readouterr().err
     assert call(server, "front", error) == 2
     assert "as was asked" in capsys.readouterr().err
+    monkeypatch.delenv("FAKE_ERROR")
+    assert call(server, "search", "digits", "--name", error) == 0, "there was no study, so its name is free"
 
 
 def test_a_search_whose_process_dies_says_so_and_not_that_it_was_interrupted(tmp_path, capsys):

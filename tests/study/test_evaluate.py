@@ -28,8 +28,8 @@ from autocompress.search.stopping import Constraints, Rival, Rung
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.digests import outputs_digest, profile_digest
 from autocompress.study.evaluate import evaluate
-from autocompress.study.load import load_objects
-from autocompress.study.prepare import _unfreeze_, prepare
+from autocompress.study.load import load_objects, unfreeze_
+from autocompress.study.prepare import prepare
 from autocompress.study.rebuild import rebuild_artifact
 from autocompress.study.requests import Member, Request, Source
 from autocompress.study.task import Ancestor, Task, _some_batches, load_state
@@ -337,7 +337,7 @@ def test_importance_and_glances_look_at_samples_from_all_over_the_data(task: Tas
 def test_what_was_frozen_is_trained_but_for_whole_numbers():
     network = nn.Linear(2, 2).requires_grad_(False)
     network.register_parameter("steps", nn.Parameter(torch.tensor([3]), requires_grad=False))
-    _unfreeze_(network)
+    unfreeze_(network)
     assert [name for name, p in network.named_parameters() if p.requires_grad] == ["weight", "bias"]
 
 
