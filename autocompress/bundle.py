@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.config import ERROR_METRICS, is_builtin_metric, top_k
-from autocompress.errors import NotFoundError, UsageError
+from autocompress.errors import NotFoundError, UsageError, first_line
 from autocompress.front.explain import (
     format_bytes,
     format_drop,
@@ -225,14 +225,10 @@ def _parsed(content: bytes, artifact: Path) -> Any:
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf's own class for it would be one more library to import
         raise UsageError(
-            f"{artifact} is damaged, it is no ONNX model any more: {_first_line(error)}; "
+            f"{artifact} is damaged, it is no ONNX model any more: {first_line(error)}; "
             "export another trial, or restore the file from a copy"
         ) from error
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _inputs(model: Any) -> tuple[tuple[str, str, tuple[int | str, ...]], ...]:

@@ -65,3 +65,8 @@ class StageError(AutocompressError):
     def __str__(self) -> str:
         after = f" after {', '.join(self.done)}" if self.done else ""
         return f"{self.stage} failed{after}: {self.cause}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.config import BUILTIN_METRICS, top_k
-from autocompress.errors import UsageError
+from autocompress.errors import UsageError, first_line
 from autocompress.front.hypervolume import Direction, metric_drop
 from autocompress.measure.intervals import Interval, mean_interval, score_interval, wilson_interval
-from autocompress.measure.runtime import first_line, open_artifact
+from autocompress.measure.runtime import open_artifact
 
 Array = NDArray[Any]
 _SCALES_BATCHES = b"DynamicQuantize"  # how the operators begin that do: of linear layers and of LSTMs

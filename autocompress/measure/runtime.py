@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.errors import DeviceError
+from autocompress.errors import DeviceError, first_line
 
 Runner = Callable[[Sequence[np.ndarray]], np.ndarray]
 
@@ -22,11 +22,6 @@ def check_runtime(runtime: str) -> None:
     """Raise DeviceError, naming the extra to install, if the runtime is not there."""
     if runtime == "openvino" and importlib.util.find_spec("openvino") is None:
         raise DeviceError("the runtime openvino is not installed; pip install 'autocompress[openvino]'")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def open_artifact(path: Path | str, *, runtime: str, threads: int) -> Runner:
@@ -40,7 +35,7 @@ def open_artifact(path: Path | str, *, runtime: str, threads: int) -> Runner:
     try:
         return _openvino(str(path), threads) if runtime == "openvino" else _onnxruntime(str(path), threads)
     except Exception as error:
-        raise ValueError(f"{runtime} cannot load {path}: {first_line(error)[:200]}") from error
+        raise ValueError(f"{runtime} cannot load {path}: {first_line(error)}") from error
 
 
 def input_arrays(path: Path | str, batch: int) -> list[np.ndarray]:

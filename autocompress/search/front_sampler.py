@@ -41,6 +41,7 @@ _SETTINGS = (
     "levels", "rounding", "importance", "distill/temperature", "distill/weight", "learning_rate", "distill/hints",
     "distill/attention", "distill/mean_teacher",
 )  # fmt: skip
+_FAILED = 50  # of the latest plans that failed are remembered for their likes
 _WORST = 1.0  # drop that is learned from: an error may be a hundred times the baseline's, and says no more than that
 _ZEROS = 0.25  # chance of a change of the share of zeros, where that is searched
 _RANKS = 0.25  # of a change of one layer's rank, where those are
@@ -228,7 +229,7 @@ class FrontSampler(BaseSampler):
         one = self._options.encode([plan])
         self._seen.update(_keys(self._options, one))
         if trial.state is TrialState.FAIL:
-            self._failed = stack([self._failed, one])
+            self._failed = stack([self._failed.take(slice(-_FAILED + 1, None)), one])
             return
         size, latency = self._weighed(trial)
         gone = self._space.facts.layers_in(plan.removed_blocks)

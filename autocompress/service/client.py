@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from autocompress.errors import AutocompressError, ConstraintError, NotFoundError, ServerError, UsageError
+from autocompress.errors import AutocompressError, ConstraintError, NotFoundError, ServerError, UsageError, first_line
 
 _TIMEOUT_S = 30.0
 _FILE = ".server-tokens"  # as `tokens.py` writes it, which a client need not load
@@ -179,7 +179,7 @@ class Client:
             ) from error
 
     def _broken(self, error: Exception) -> Unreachable:
-        return Unreachable(f"{self._base} broke off the connection ({error or type(error).__name__}); try again")
+        return Unreachable(f"{self._base} broke off the connection ({first_line(error)}); try again")
 
     def _refused(self, status: int, body: bytes) -> AutocompressError:
         try:

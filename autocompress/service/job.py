@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from autocompress.config import StudyConfig
-from autocompress.errors import AutocompressError, NotFoundError
+from autocompress.errors import AutocompressError, NotFoundError, first_line
 from autocompress.records import Progress, StudyRecord, StudyState, TrialRecord
 from autocompress.service.jobs import Job, JobState, JobStore
 from autocompress.study.store import StudyStore
@@ -56,10 +56,8 @@ def _run(job: Job, workspace: Path) -> tuple[JobState, str | None, int]:
         return JobState.FAILED, str(error), error.exit_code
     except Exception as error:
         traceback.print_exc()
-        text = str(error).strip()
-        first = text.splitlines()[0] if text else repr(error)
-        bug = AutocompressError.exit_code
-        return JobState.FAILED, f"internal error, the log of the job has more: {first}", bug
+        text = f"internal error, the log of the job has more: {first_line(error)}"
+        return JobState.FAILED, text, AutocompressError.exit_code
     if record.state is StudyState.INTERRUPTED:  # by `autocompress cancel` on this machine
         return JobState.CANCELLED, None, 0
     return JobState.FINISHED, None, 0

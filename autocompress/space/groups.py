@@ -19,6 +19,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from autocompress.errors import first_line
 from autocompress.records import GroupFacts, Skip
 from autocompress.space.attention import HeadedAttention, find_head_groups
 from autocompress.space.hidden import find_hidden_groups, hidden_group, is_right
@@ -48,7 +49,7 @@ def build_graph(model: nn.Module, example: Sequence[Tensor]) -> Any:
                 model, example_inputs=tuple(example), forward_fn=lambda m, inputs: m(*inputs)
             )
     except Exception as error:
-        raise ValueError(f"the dependency analysis cannot follow its forward ({_first_line(error)})") from error
+        raise ValueError(f"the dependency analysis cannot follow its forward ({first_line(error)})") from error
     finally:
         for parameter, grad in zip(model.parameters(), was, strict=True):
             parameter.requires_grad_(grad)
@@ -288,7 +289,7 @@ def _breaks(model: nn.Module, example: Sequence[Tensor], groups: list[GroupFacts
             remove_channels_(trial, example, remove)
             after = trial(*example).shape
     except Exception as error:
-        return f"the forward fails once channels are removed ({_first_line(error)})"
+        return f"the forward fails once channels are removed ({first_line(error)})"
     for group in groups:
         for layer in group.layers:
             dense, width = _width(model.get_submodule(layer)), _width(trial.get_submodule(layer))
@@ -302,8 +303,3 @@ def _width(layer: Any) -> int:
     if isinstance(layer, nn.RNNBase):
         return layer.hidden_size
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]

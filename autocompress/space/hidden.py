@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import first_line
 from autocompress.records import Skip
 from autocompress.space.slices import Slice, SliceGroup, remove_slices_, silence_
 from autocompress.space.watch import watched
@@ -46,7 +47,7 @@ def find_hidden_groups(model: nn.Module, example: Sequence[Tensor]) -> tuple[lis
                     reason or "something reads its hidden units that cannot be narrowed, such as a norm or the output"
                 )
         except Exception as error:
-            reason, group = f"its hidden units cannot be followed ({_first_line(error)})", None
+            reason, group = f"its hidden units cannot be followed ({first_line(error)})", None
         if reason or group is None:
             skips.append(Skip(name=name, what="prune", reason=reason))
         else:
@@ -177,8 +178,3 @@ def _disturbed(model: nn.Module, what: tuple[str, int] | None) -> Iterator[None]
 
 def _states(state: Any) -> list[Tensor]:
     return list(state) if isinstance(state, tuple) else [state]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]

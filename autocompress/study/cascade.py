@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.config import is_builtin_metric
-from autocompress.errors import DeviceError
+from autocompress.errors import DeviceError, first_line
 from autocompress.export.cascade import confidences, join
 from autocompress.front.explain import plan_document
 from autocompress.measure.machine import cores
 from autocompress.measure.quality import drop, predict
-from autocompress.measure.runtime import first_line
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Cascade, Latency, Measurement, TrialRecord, TrialState
@@ -146,7 +145,7 @@ def _made(task: Task, request: CascadeRequest, pair: Pair, stages: list[Stage]) 
         record = _measured(task, record, (first, second), rows, folder)
     except (ValueError, DeviceError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        return replace(record, state=TrialState.FAILED, reason=first_line(error)[:300])
+        return replace(record, state=TrialState.FAILED, reason=first_line(error))
     found = record.measurement
     assert found is not None
     if reason := broken_bound(found.size_bytes, found.latency.latency_ms, request.constraints):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.config import SpaceConfig, StudyConfig
-from autocompress.errors import BudgetError, StageError, UsageError
+from autocompress.errors import BudgetError, StageError, UsageError, first_line
 from autocompress.front.hypervolume import metric_drop
 from autocompress.plan import Activations, CompressionPlan
 from autocompress.records import (
@@ -92,7 +92,7 @@ class Driver:
         except Cancelled:
             state, message = StudyState.INTERRUPTED, "cancelled"
         except Exception as error:
-            self._close(StudyState.FAILED, str(error).strip().splitlines()[0] if str(error) else repr(error))
+            self._close(StudyState.FAILED, first_line(error))
             raise
         finally:
             self.worker.close()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from autocompress.errors import UsageError
+from autocompress.errors import UsageError, first_line
 from autocompress.measure.quality import Metric, metric_for
 from autocompress.recover.data import DataSplits, Split
 from autocompress.study.requests import Source
@@ -56,7 +56,7 @@ def check_forward(model: nn.Module, splits: DataSplits) -> None:
         double = any(t.dtype == torch.float64 for t in example)
         raise UsageError(
             f"the model fails on a batch of the data with shape {shapes}: {type(error).__name__}: "
-            f"{_first_line(error)}; {'give float32 inputs' if double else 'check that model and data belong together'}"
+            f"{first_line(error)}; {'give float32 inputs' if double else 'check that model and data belong together'}"
         ) from error
     if not isinstance(output, Tensor):
         raise UsageError(
@@ -85,7 +85,7 @@ def _check_training(model: nn.Module, example: tuple[Tensor, ...], wanted: torch
             output = copy.deepcopy(model).train()(*example)
     except Exception as error:
         raise UsageError(
-            f"the model works in eval mode and fails in train mode: {type(error).__name__}: {_first_line(error)}; "
+            f"the model works in eval mode and fails in train mode: {type(error).__name__}: {first_line(error)}; "
             "its forward must do both"
         ) from error
     if not isinstance(output, Tensor) or output.shape != wanted:
@@ -94,11 +94,6 @@ def _check_training(model: nn.Module, example: tuple[Tensor, ...], wanted: torch
             f"the model returns {got} in train mode, the logits alone, {list(wanted)}, were expected; switch auxiliary "
             "outputs off, or wrap it in a module whose forward returns the logits alone"
         )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else ""
 
 
 def unfreeze_(model: nn.Module) -> None:

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from autocompress.errors import DeviceError
-from autocompress.measure.runtime import _DTYPES, check_runtime, first_line, input_arrays, open_artifact
+from autocompress.errors import DeviceError, first_line
+from autocompress.measure.runtime import _DTYPES, check_runtime, input_arrays, open_artifact
 
 
 @pytest.fixture
