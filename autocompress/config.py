@@ -237,7 +237,7 @@ class SearchConfig(Table):
     max_trials: int | None = Field(None, ge=1, description="end after so many trials, of whatever origin but cascades")
     train_s: float | None = Field(None, gt=0, description="seconds of training per trial; omitted: from the budget")
     final_share: float = Field(
-        0.45, ge=0, le=0.8, description="share of the time kept for the final stage, once all is prepared"
+        0.45, ge=0, le=0.8, description="share of the time that the final stage has at least, once all is prepared"
     )
     soup: bool = Field(False, description="average the weights of trained networks of one shape before the last look")
     front_teacher: bool = Field(False, description="the best of the front teach along in the last trainings")

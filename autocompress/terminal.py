@@ -19,7 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.front.beliefs import BeliefFacts, belief_facts, belief_lines, why
-from autocompress.front.explain import format_bytes, format_duration, latency_kind, made_of, metric_name, words
+from autocompress.front.explain import (
+    format_bytes,
+    format_drop,
+    format_duration,
+    latency_kind,
+    made_of,
+    metric_name,
+    words,
+)
 from autocompress.front.pareto import non_dominated
 from autocompress.front.summary import loses_much, metric_direction
 from autocompress.records import (
@@ -366,6 +374,9 @@ def print_trial(study: StudyRecord, trial: TrialRecord, *, stream: TextIO | None
         console.print(f"why: {reason}")
     if trial.parent is not None:
         console.print(f"weights: cut from those of trial {trial.parent}; {trial.trained_s:.0f} s of training in them")
+    if trial.rung_drop is not None and trial.rung_s is not None:
+        lost = format_drop(trial.rung_drop, direction=metric_direction(study))
+        console.print(f"rung: {lost} lost after {format_duration(trial.rung_s)}, on a part of the validation data")
     if trial.durations_s:
         console.print(f"time: {_durations(trial.durations_s)}")
     if trial.artifact:

@@ -16,6 +16,7 @@ import pytest
 from autocompress import errors
 from autocompress.cli import app
 from autocompress.config import load_config
+from autocompress.plan import CompressionPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -80,14 +81,25 @@ def test_the_python_example_of_the_readme_uses_names_that_exist() -> None:
     import autocompress
     from autocompress.records import FrontPoint
 
-    seam, text = code_blocks("python")
-    for block in (seam, text):
-        compile(block, "README.md", "exec")
-    (line,) = [line for line in seam.splitlines() if line.startswith("from autocompress")]
-    module, names = re.fullmatch(r"from (\S+) import (.+)", line).groups()  # type: ignore[union-attr]
-    assert all(hasattr(importlib.import_module(module), name) for name in names.split(", "))
+    _, text = code_blocks("python")
+    compile(text, "README.md", "exec")
     assert all(hasattr(autocompress, name) for name in re.findall(r"autocompress\.(\w+)\(", README))
     assert set(re.findall(r"point\.(\w+)", text)) <= set(FrontPoint.__slots__)
+
+
+def test_the_sampler_of_the_readme_works_in_a_study_of_ones_own(tiny_model, tiny_data) -> None:
+    seam, _ = code_blocks("python")
+    plans: list[CompressionPlan] = []
+
+    def measure(plan: CompressionPlan) -> tuple[float, float, float]:
+        plans.append(plan)
+        bits = sum(plan.weight_bits.values())
+        return 0.92 - 0.1 / bits, 4_000.0 * bits, 0.7 - 0.1 * sum(plan.prune_ratio.values())
+
+    names = {"model": tiny_model, "images": tiny_data["train"][0], "trials": 4, "measure": measure}
+    exec(compile(seam, "README.md", "exec"), names)
+    assert len({plan.structure_key() for plan in plans}) == 4
+    assert [t.state.name for t in names["study"].trials] == ["COMPLETE"] * 4
 
 
 def test_every_built_in_study_is_in_the_readme() -> None:

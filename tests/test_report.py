@@ -166,6 +166,20 @@ def test_a_study_of_two_objectives_has_a_front_of_both() -> None:
     assert "on the front of all three objectives" in Page(render_report(make_study(), trials)).prose
 
 
+def test_what_was_believed_is_set_beside_what_came_out() -> None:
+    drops = (0.002, 0.006, 0.015)
+    believed = {"sd": 0.002, "size_ratio": 0.2, "latency_ratio": 0.5, "gain": 0.01, "source": "solver"}
+    trials = [
+        make_trial(n, 0.981 - drop, 220_000, 0.5, belief={"drop": drop / 2, **believed})
+        for n, drop in enumerate(drops, 1)
+    ]
+    prose = " ".join(Page(render_report(make_study(), trials)).prose.split())
+    assert "What the search believed, and what came out" in prose
+    assert "believed and measured drops: rank correlation +1.00" in prose
+    plain = [make_trial(1, 0.97, 500_000, 0.5)]
+    assert "What the search believed" not in Page(render_report(make_study(), plain)).prose
+
+
 def test_removed_blocks_are_told_and_their_layers_marked() -> None:
     block = BlockFacts(name="layer1.0", layers=("layer1.0.conv1", "layer1.0.conv2"), groups=("layer1.0.conv1",))
     plan = CompressionPlan(removed_blocks=("layer1.0",))

@@ -94,6 +94,31 @@ def test_a_study_names_its_blocks_and_a_trial_those_it_removed() -> None:
     assert ["layer1.0.conv1", "removed", "0"] in rows
 
 
+BELIEF = {"drop": 0.004, "sd": 0.002, "size_ratio": 0.2, "latency_ratio": 0.5, "gain": 0.0123, "source": "solver"}
+
+
+def test_a_study_says_how_good_its_beliefs_were_and_where_the_time_went() -> None:
+    drops = (0.002, 0.006, 0.015)
+    trials = [
+        make_trial(n, 0.981 - drop, 220_000, 0.5, belief=BELIEF | {"drop": drop / 2}) for n, drop in enumerate(drops, 1)
+    ]
+    stream = io.StringIO()
+    print_study(make_study(), trials, stream=stream)
+    lines = stream.getvalue().splitlines()
+    assert "believed and measured drops: rank correlation +1.00" in lines
+    assert any(line.startswith("budget: setup 1.2 s, teacher 14 s") for line in lines)
+
+
+def test_a_trial_says_why_it_was_tried_and_what_its_rung_saw() -> None:
+    trial = make_trial(5, 0.97, 200_000, 0.5, belief=BELIEF, rung_drop=0.021, rung_s=1.5)
+    stream = io.StringIO()
+    print_trial(make_study(), trial, stream=stream)
+    text = " ".join(stream.getvalue().split())
+    assert "believed to lose 0.40 points (give or take 0.20 points) at 5.0x smaller and 2.0x faster" in text
+    assert "worth 0.0123 of hypervolume" in text
+    assert "rung: 2.1 points lost after 1.5 s, on a part of the validation data" in text
+
+
 def _latency(trial: object) -> dict[str, object]:
     return dict(trial.to_dict()["measurement"]["latency"])  # type: ignore[attr-defined]
 

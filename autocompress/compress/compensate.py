@@ -2,7 +2,8 @@
 
 What a removed channel carried is, to a good part, a linear mix of what the kept ones carry. Ridge
 regression on the dense network's own activations finds that mix, and the next layer's weights absorb
-it. Similar channels are merged this way too. Batch-norm statistics are left to the training.
+it. Similar channels are merged this way too. Batch norms keep their statistics here; who judges
+or trains the network next estimates them anew.
 
 Source: the closed form of optimal brain surgeon on layer inputs, Hassibi and Stork 1993, with a ridge.
 """

@@ -94,7 +94,7 @@ def why(trial: TrialRecord, *, direction: Direction = "maximize") -> str:
     return (
         f"{_SOURCES.get(str(believed['source']), believed['source'])}: believed to lose "
         f"{drop} (give or take {spread}) at {' and '.join(won)}, "
-        f"so worth {believed['gain']:.4f} of hypervolume, more than all other plans considered"
+        f"so worth {believed['gain']:.4f} of hypervolume, more than every other new plan considered"
     )
 
 

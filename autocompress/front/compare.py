@@ -6,14 +6,16 @@ the document says so; a hypervolume then compares savings and not milliseconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from autocompress.errors import UsageError
 from autocompress.front.choose import judge, judged_split, pick
 from autocompress.front.explain import metric_name, words
+from autocompress.front.hypervolume import metric_drop
 from autocompress.front.summary import FrontFacts, front_facts, front_hypervolume
-from autocompress.records import FrontPoint, StudyRecord, TrialRecord, weighed_bytes
+from autocompress.records import Baseline, FrontPoint, StudyRecord, TrialRecord, cheap_ratios, weighed_bytes
 
 LEVELS = (0.0, 0.005, 0.01, 0.02, 0.05)
 _MOST = 6
@@ -110,37 +112,38 @@ def _best_within(level: float, facts: FrontFacts) -> dict[str, Any]:
 def _matched(facts: Sequence[FrontFacts]) -> list[dict[str, Any]]:
     """Points of the first front, each with the nearest of every other front.
 
-    Near in the box of the hypervolume: 5 points of loss count as much as the whole size and the whole latency.
+    Near in the box of the hypervolume: 5 points of loss count as much as the whole size and the whole latency. What is
+    no objective of the first study does not count.
     """
     rows = []
     for point in (p for p in facts[0].front if p.origin != "baseline"):
-        mine = _point(point, facts[0])
-        others = [_nearest(mine, point, facts[0], other) for other in facts[1:]]
-        rows.append({"point": mine, "others": others})
+        others = [_nearest(point, facts[0], other) for other in facts[1:]]
+        rows.append({"point": _point(point, facts[0]), "others": others})
     return rows
 
 
-def _nearest(mine: dict[str, Any], point: FrontPoint, facts: FrontFacts, other: FrontFacts) -> dict[str, Any] | None:
-    candidates = [_point(p, other) for p in other.front if p.origin != "baseline"]
+def _nearest(point: FrontPoint, facts: FrontFacts, other: FrontFacts) -> dict[str, Any] | None:
+    candidates = [p for p in other.front if p.origin != "baseline"]
     if not candidates or facts.baseline is None or other.baseline is None:
         return None
-    at = _place(mine, facts)
-    best = min(candidates, key=lambda c: sum((a - b) ** 2 for a, b in zip(at, _place(c, other), strict=True)))
-    theirs = _place(best, other)
+    at = _place(point, facts.baseline, facts)
+    places = [_place(candidate, other.baseline, facts) for candidate in candidates]
+    distances = [math.dist(at, place) for place in places]
+    best = distances.index(min(distances))
     return {
-        **best,
-        "distance": sum((a - b) ** 2 for a, b in zip(at, theirs, strict=True)) ** 0.5,
-        "better": _verdict(at, theirs),
+        **_point(candidates[best], other),
+        "distance": distances[best],
+        "better": _verdict(at, places[best]),
     }
 
 
-def _place(point: dict[str, Any], facts: FrontFacts) -> tuple[float, float, float]:
-    assert facts.baseline is not None
-    return max(point["drop"], 0.0) / 0.05, point["size_bytes"] / facts.baseline.size_bytes, point["ratio"]
+def _place(point: FrontPoint, baseline: Baseline, facts: FrontFacts) -> tuple[float, float, float]:
+    drop = metric_drop(point.val, baseline.val, direction=facts.direction)
+    return max(drop, 0.0) / 0.05, *cheap_ratios(point, baseline, facts.objectives)
 
 
 def _verdict(mine: tuple[float, ...], theirs: tuple[float, ...]) -> str:
-    """Who is at least as good in all three: "first", "other", "equal", or "neither"."""
+    """Who is at least as good in all that counts: "first", "other", "equal", or "neither"."""
     first = all(a <= b for a, b in zip(mine, theirs, strict=True))
     second = all(b <= a for a, b in zip(mine, theirs, strict=True))
     return "equal" if first and second else "first" if first else "other" if second else "neither"

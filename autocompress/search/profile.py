@@ -1,7 +1,8 @@
 """Measures how much the network suffers from each change alone: one group narrowed, or one layer rounded.
 
-Nothing is trained: removed channels are folded into the kept ones, batch norms re-estimated, and the
-outputs compared with the teacher's on a few hundred training samples.
+Nothing is trained. Where channels are gone they are folded into the kept ones and batch norms estimated
+anew, also where a block is left out or a layer is factored; a rounded layer is looked at as it is. The
+outputs are compared with the teacher's on a few hundred training samples.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from autocompress.recover.data import Task
 from autocompress.search.sensitivity import Sensitivity
 
 Narrow = Callable[[dict[str, int]], nn.Module]
-_SHARES = (0.5, 0.75, 0.25)  # of a group removed, the most telling first
+_SHARES = (0.5, 0.75)  # of a group removed, the most telling first
 
 
 def measure_sensitivity(
@@ -58,8 +59,10 @@ def measure_sensitivity(
     blocks: dict[str, float] = {}
     ranks: dict[str, dict[str, float]] = {}
     grams = input_grams(model, samples) if ratios else None
+    complete = True
     for what, name, value in _tasks(facts, low_bits, ratios):
         if time.monotonic() - start > seconds:
+            complete = False
             break
         report(f"measuring how much {name} matters")
         if what == "width":
@@ -75,8 +78,9 @@ def measure_sensitivity(
             network = quantize_weights_(copy.deepcopy(model), {name: int(value)})
             bits.setdefault(name, {})[str(value)] = divergence(network, samples, wanted, task)
     return Sensitivity(
-        width=width, bits=bits, blocks=blocks, ranks=ranks, seconds=time.monotonic() - start, samples=len(samples[0])
-    )
+        width=width, bits=bits, blocks=blocks, ranks=ranks, seconds=time.monotonic() - start, samples=len(samples[0]),
+        complete=complete,
+    )  # fmt: skip
 
 
 def _tasks(facts: ModelFacts, low_bits: Sequence[int], ratios: Sequence[float]) -> Iterator[tuple[str, str, float]]:
@@ -84,16 +88,15 @@ def _tasks(facts: ModelFacts, low_bits: Sequence[int], ratios: Sequence[float]) 
     seen = set()
     for block in facts.blocks:
         yield "block", block.name, 0
-    rounds = [*[("width", share) for share in _SHARES[:2]]]
-    for (_, share), bits in zip(rounds, [*low_bits, *[None] * len(rounds)][: len(rounds)], strict=True):
+    for turn, share in enumerate(_SHARES):
         for group in facts.groups:
             width = _nearest(group, share)
             if width < group.channels and (group.name, width) not in seen:
                 seen.add((group.name, width))
                 yield "width", group.name, width
-        if bits is not None:
+        if turn < len(low_bits):
             for layer in facts.layers:
-                yield "bits", layer.name, bits
+                yield "bits", layer.name, low_bits[turn]
         for layer in facts.layers:
             if ratios and layer.factors is not None:
                 yield "rank", layer.name, ratios[0]

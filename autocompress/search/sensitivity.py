@@ -29,6 +29,7 @@ class Sensitivity(Record):
         ranks: by layer, of factors that save such a share (as text).
         seconds: that it took to measure.
         samples: that it was measured on.
+        complete: whether all was measured that was asked for; if not, the time was over.
     """
 
     width: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Sensitivity(Record):
     ranks: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
     samples: int = 0
+    complete: bool = False
 
     def tables(self, options: Options) -> dict[str, Floats]:
         """Damage per option: `width` [groups, options], `bits`, `rank` [layers, options], `blocks`, `activations`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -19,11 +20,15 @@ def teacher_digest(config: StudyConfig, splits: DataSplits) -> str:
     return _short([*what, data_digest(splits)])
 
 
-def profile_digest(task: Task, data: str, *, seconds: float) -> str:
-    """Of everything that a sensitivity depends on, the time allowed for it included; `data`: digest of the data."""
-    config = task.source.config
-    asked = [config.space.model_dump(mode="json"), "compensation" in config.search.without]
-    return _short([data, _weights_digest(task.model), *_forward_digest(task), *asked, round(seconds)])
+def profile_digest(task: Task, data: str, asked: list[Any]) -> str:
+    """Of everything that a sensitivity depends on but the time allowed for it.
+
+    Args:
+        data: digest of the data.
+        asked: what is measured on the layers, groups and blocks, as JSON values.
+    """
+    of_model = replace(task.facts, notes=()).to_dict()
+    return _short([data, _weights_digest(task.model), *_forward_digest(task), of_model, *asked, task.grams is None])
 
 
 def outputs_digest(task: Task, data: str) -> str:

@@ -37,7 +37,7 @@ from autocompress.space.search_space import SearchSpace
 from autocompress.study.baseline import baseline_trial, drop_noise
 from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
 from autocompress.study.failures import repeated_failure
-from autocompress.study.finalise import finalise
+from autocompress.study.finalise import finalise, is_time
 from autocompress.study.ledger import Ledger
 from autocompress.study.requests import TEACHER_CUT, Member, Prepared, Request, Source
 from autocompress.study.schedule import schedule
@@ -213,7 +213,7 @@ class Driver:
                 return
             self.say(title)
             self.evaluate(plan, origin="anchor", anchor=True, parent=self._parent(plan))
-        while self.propose(self.search_end):
+        while not is_time(self) and self.propose(self.search_end):
             pass
 
     def propose(self, until: float) -> bool:
@@ -311,7 +311,7 @@ class Driver:
         train_s = train_s or self.schedule.train_s
         deadline = deadline or self.search_end
         request = Request(
-            trial=number, plan=plan, origin=origin, train_s=train_s, deadline=deadline,
+            trial=number, plan=plan, origin=origin, train_s=train_s, deadline=deadline, beside_s=self.overhead_s(),
             rivals=tuple(self.believed_rivals()), constraints=self.constraints,
             anchor=anchor or self._leaves_out("stop"), rung=self._rung(),
             parent=parent.trial if parent else None, parent_plan=parent.plan if parent else None,

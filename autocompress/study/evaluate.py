@@ -92,7 +92,8 @@ def _run(task: Task, request: Request, record: TrialRecord, stages: _Stages, rep
         constraints=request.constraints,
     )
     trains = plan.trains and not request.soup
-    train_s = min(request.train_s, request.deadline - time.monotonic() - 2 * stages.total()) if trains else 0.0
+    to_come = max(0.0, request.beside_s - stages.total())
+    train_s = min(request.train_s, request.deadline - time.monotonic() - to_come) if trains else 0.0
     if not verdict.train and not request.anchor:
         state = TrialState.INFEASIBLE if verdict.infeasible else TrialState.STOPPED
         return replace(record, state=state, reason=verdict.reason)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autocompress.front.hypervolume import Floats, contributions, gain
+from autocompress.front.hypervolume import Floats, contributions
 from autocompress.front.pareto import non_dominated
 from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
-from autocompress.search.stopping import BEYOND, MIN_GAIN, Constraints, Rival, broken_bound
-from autocompress.search.surrogate import trained_on, training_factor
+from autocompress.search.stopping import MIN_GAIN, Constraints, Rival, broken_bound
 from autocompress.study.executors import WorkerBug, WorkerDied
+from autocompress.study.last_trainings import Trainable, divide, prospect
 from autocompress.study.requests import MOST_CASCADES, CascadeRequest, Examination
 from autocompress.study.variants import best_variant
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from autocompress.study.driver import Driver
 
 _AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is not worth its overhead
+_AT_MOST = 8.0  # so much longer, and another plan is trained as well: a front is of several
 _MOST = 12
+_RECENT = 3  # proposals, of which the mean of what was expected of them says what the next one will bring
 _VARIANTS = 0.2  # of the last stage's time is for other roundings of what was trained
 _VARIANT_TRAINING = 0.5  # of a trial's
 _MARGIN_S = 1.0
@@ -73,49 +76,70 @@ def _points(rivals: Sequence[Rival]) -> Floats:
     return np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
 
 
+def is_time(driver: Driver) -> bool:
+    """Whether the time of one more proposal is expected to bring more in the last stage than the proposal would."""
+    believed = [float(t.belief["gain"]) for t in driver.trials if t.origin == "search" and t.belief]
+    if len(believed) < _RECENT:
+        return False
+    trainable, left = _trainable(driver), _training_s(driver)
+    shorter = left - driver.schedule.train_s - driver.overhead_s()
+    lost = _divide(driver, *trainable, left)[0] - _divide(driver, *trainable, shorter)[0]
+    return lost > fmean(believed[-_RECENT:])
+
+
 def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
-    """The trial that is trained further next, and for how many seconds: an equal share of the time that is left."""
-    left = driver.end - _reserve_s(driver) - _variants_s(driver) - time.monotonic()
-    each_at_least = _AT_LEAST * driver.schedule.train_s + driver.overhead_s()
-    done = sum(t.origin == "final" for t in driver.trials)
-    count = min(_MOST - done, int(left / each_at_least))
-    if count < 1:
+    """The trial that is trained further next, and for how many seconds: its share of the time that is left."""
+    (trainable, front), left = _trainable(driver), _training_s(driver)
+    _, count = _divide(driver, trainable, front, left)
+    if not count:
         return None
-    seconds = left / count - driver.overhead_s()
+    seconds = min(_AT_MOST * driver.schedule.train_s, left / count - driver.overhead_s())
+    bound = driver.constraints.max_drop
+    prospects = [prospect(trial, front, seconds=seconds, max_drop=bound) for trial in trainable]
+    best = int(np.argmax(prospects))
+    if prospects[best] < MIN_GAIN:
+        return None
+    return next(t for t in driver.trials if t.trial == trainable[best].rival.trial), seconds
+
+
+def _training_s(driver: Driver) -> float:
+    """Seconds that the last trainings have, if they begin now."""
+    return driver.end - _reserve_s(driver) - _variants_s(driver) - time.monotonic()
+
+
+def _divide(driver: Driver, trainable: Sequence[Trainable], front: Floats, seconds: float) -> tuple[float, int]:
+    return divide(
+        trainable,
+        front,
+        seconds=seconds,
+        beside_s=driver.overhead_s(),
+        at_least_s=_AT_LEAST * driver.schedule.train_s,
+        at_most_s=_AT_MOST * driver.schedule.train_s,
+        most=_MOST - sum(t.origin == "final" for t in driver.trials),
+        max_drop=driver.constraints.max_drop,
+    )
+
+
+def _trainable(driver: Driver) -> tuple[list[Trainable], Floats]:
+    """Trials that are worth a look, and the front as it is believed to be, [n, 3]."""
     by_number = {t.trial: t for t in driver.trials}
-    rivals = driver.believed_rivals()
-    front = _points(rivals)
-    front = front[non_dominated(front)]
-    bounds, finals = driver.constraints, [t for t in driver.trials if t.origin == "final"]
-    prospects = {
-        r.trial: prospect(r, front, longer=trained_on(before, seconds) / before, max_drop=bounds.max_drop)
+    rivals, finals = driver.believed_rivals(), [t for t in driver.trials if t.origin == "final"]
+    points = _points(rivals)
+    found = [
+        Trainable(rival=r, before_s=before)
         for r in rivals
         if r.plan.trains
         and (before := by_number[r.trial].equivalent_s) > 0
         and not any(t.plan.same_as(r.plan) for t in finals)  # once more gains little, and others wait
-        and not _breaks(by_number[r.trial], bounds)
-    }
-    best = max(prospects, key=lambda n: prospects[n], default=None)
-    return None if best is None or prospects[best] < MIN_GAIN else (by_number[best], seconds)
+        and not _breaks(by_number[r.trial], driver.constraints)
+    ]
+    return found, points[non_dominated(points)]
 
 
 def _breaks(trial: TrialRecord, bounds: Constraints) -> bool:
     """Whether a file breaks a bound that no training changes."""
     measured = trial.measurement
     return measured is not None and bool(broken_bound(measured.size_bytes, measured.latency.latency_ms, bounds))
-
-
-def prospect(rival: Rival, front: Floats, *, longer: float, max_drop: float | None = None) -> float:
-    """Hypervolume that a trial is expected to add when its training is worth `longer` times what it was.
-
-    One that would still lose more than `max_drop` counts for little.
-
-    Args:
-        front: [n, 3] of (drop, size ratio, latency ratio).
-    """
-    drop = rival.drop * training_factor(longer)
-    share = 1.0 if max_drop is None or drop <= max_drop else BEYOND
-    return share * gain((drop, rival.size_ratio, rival.latency_ratio), front)
 
 
 def _teachers(driver: Driver) -> list[TrialRecord]:

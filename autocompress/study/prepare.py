@@ -158,16 +158,23 @@ def _no_baseline(metric: Metric) -> Baseline:
 
 
 def _sensitivity(task: Task, data: str, report: Report) -> Sensitivity:
-    """Measured once per model and data, and kept in the workspace for every later study."""
+    """Measured once per model and data, and kept in the workspace for every later study.
+
+    One that was cut short is measured again where a study has more time for it.
+    """
     config, seconds = task.source.config, _PROFILE_SHARE * task.source.budget_s
-    path = task.source.workspace / "profiles" / f"{profile_digest(task, data, seconds=seconds)}.json"
-    if path.exists():
-        return Sensitivity.from_dict(json.loads(path.read_text()))
-    low = [bits for bits in config.space.weight_bits if bits < 8]
+    low = sorted(bits for bits in config.space.weight_bits if bits < 8)[:2]
     space = SearchSpace(config=config.space, facts=task.facts)
+    ratios = sorted((r for r in space.rank_ratios if r > 0), reverse=True)
+    importance = config.space.importance[0]
+    path = task.source.workspace / "profiles" / f"{profile_digest(task, data, [low, ratios, importance])}.json"
+    if path.exists():
+        kept = Sensitivity.from_dict(json.loads(path.read_text()))
+        if kept.complete or kept.seconds >= seconds:
+            return kept
 
     def narrow(widths: dict[str, int]) -> nn.Module:
-        scores = task.scores(config.space.importance[0])
+        scores = task.scores(importance)
         return prune(task.model, widths, scores, task.example, grams=task.grams)
 
     found = measure_sensitivity(
@@ -175,8 +182,8 @@ def _sensitivity(task: Task, data: str, report: Report) -> Sensitivity:
         task.facts,
         task.splits.train.spread(_PROFILED),
         narrow,
-        low_bits=sorted(low)[:2],
-        ratios=sorted((r for r in space.rank_ratios if r > 0), reverse=True),
+        low_bits=low,
+        ratios=ratios,
         seconds=seconds,
         report=report,
         task=task.splits.task,

@@ -72,6 +72,7 @@ class Request:
 
     Attributes:
         train_s: seconds of training; `deadline`: monotonic seconds at which the trial must be over.
+        beside_s: seconds that a trial usually takes beside its training.
         rivals: every trained trial so far.
         latency: of this structure, if it was measured before.
         parent: trial whose float weights are cut further and trained on, and its plan; None starts from the teacher's.
@@ -87,6 +88,7 @@ class Request:
     origin: str
     train_s: float
     deadline: float
+    beside_s: float = 0.0
     rivals: tuple[Rival, ...] = ()
     constraints: Constraints = field(default_factory=Constraints)
     latency: Latency | None = None

@@ -14,7 +14,8 @@ import datetime
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from run import FOLDER, number, read_rows
 DROPS = (0.02, DROP, 0.10)
 GAIN, SPEED_UP = 0.05, 5.0  # the criteria
 _LATE = 1.05  # of the budget; a run that took longer did not keep it
+_ENDS = ("complete", "ended before training", "ended while training", "no time left", "failed")
 _BUSY = 0.2  # share of trials that were timed while something else had the core
 
 
@@ -209,6 +211,7 @@ def _chapter(rows: Sequence[Mapping[str, str]], trial_rows: Sequence[Mapping[str
     parts += [text for task in tasks for text in (f"#### {task}", _means(runs, [task]))]
     parts += ["### Ours against each", _pairs(runs), "### Other references", _references(runs)]
     parts += ["### Time to the best baseline's final value", _times(runs)]
+    parts += ["### How the proposals ended", _ends({row["run"] for row in rows}, trial_rows)]
     notes = _warnings(rows, runs, trial_rows)
     parts += ["### What to know before believing this", "\n".join(f"- {n}" for n in notes) if notes else "Nothing odd."]
     return "\n\n".join(parts)
@@ -330,6 +333,30 @@ def _times(runs: Runs) -> str:
     return "How many times sooner ours got there than the baseline itself, median over the seeds.\n\n" + _table(
         ["task", "baseline", "times sooner", "pairs in which ours got there"], lines
     )
+
+
+def _ends(runs: Collection[str], trial_rows: Iterable[Mapping[str, str]]) -> str:
+    """What became of the plans that a sampler proposed; anchors and the last stage are not its choice."""
+    counts: dict[str, Counter[str]] = {}
+    for row in trial_rows:
+        if row["run"] in runs and row["origin"] == "search":
+            counts.setdefault(row["contender"], Counter())[_end(row)] += 1
+    if not counts:
+        return "No proposals."
+    ordered = [*(n for n in CONTENDERS if n in counts), *sorted(set(counts) - set(CONTENDERS))]
+    lines = [[n, str(counts[n].total()), *(str(counts[n][end]) for end in _ENDS)] for n in ordered]
+    return (
+        "Ended before training: size and latency said that the plan cannot enter the front. Ended while training: the "
+        "rung did.\n\n" + _table(["contender", "proposals", *_ENDS], lines)
+    )
+
+
+def _end(row: Mapping[str, str]) -> str:
+    if row["state"] not in ("stopped", "infeasible"):
+        return row["state"]
+    if "too little time" in row["reason"]:
+        return "no time left"
+    return "ended while training" if float(row["train_s"] or 0) > 0 else "ended before training"
 
 
 def _warnings(rows: Sequence[Mapping[str, str]], runs: Runs, trial_rows: Sequence[Mapping[str, str]]) -> list[str]:

@@ -27,6 +27,7 @@ STAGES = ("prune", "emit", "latency", "train", "check", "quality")
 TARGETS = {"train_share": 0.80, "beside_training_s": 2.0, "stopped_s": 1.5, "peak_rss_bytes": 2 * 1024**3}
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SAMPLE_S = 0.1
+_TRAINED_S = 0.05  # of training that makes a trial a trained one
 
 
 def main() -> int:
@@ -80,13 +81,15 @@ def breakdown(study: str, workspace: Path) -> dict[str, Any]:
     except AutocompressError as error:
         sys.exit(f"error: {error}")
     record, trials = result.record, [t for t in result.trials if t.durations_s]
-    trained = [t.durations_s for t in trials if t.state is TrialState.COMPLETE and t.durations_s.get("train", 0) > 0.05]
-    search = [t for t in trials if t.state is TrialState.COMPLETE and t.origin != "final"]
+    complete = [t for t in trials if t.state is TrialState.COMPLETE]
+    search = [t.durations_s for t in complete if t.origin != "final"]
+    ended = [t.durations_s for t in trials if t.state in (TrialState.STOPPED, TrialState.INFEASIBLE)]
     kinds = {
-        "search": [t.durations_s for t in search if t.durations_s.get("train", 0) > 0.05],
-        "untrained": [t.durations_s for t in search if t.durations_s.get("train", 0) <= 0.05],
-        "final": [t.durations_s for t in trials if t.state is TrialState.COMPLETE and t.origin == "final"],
-        "stopped": [t.durations_s for t in trials if t.state in (TrialState.STOPPED, TrialState.INFEASIBLE)],
+        "search": [d for d in search if _trained(d)],
+        "untrained": [d for d in search if not _trained(d)],
+        "final": [t.durations_s for t in complete if t.origin == "final"],
+        "stopped": [d for d in ended if not _trained(d)],
+        "at the rung": [d for d in ended if _trained(d)],
         "failed": [t.durations_s for t in trials if t.state is TrialState.FAILED],
     }
     beside = [sum(d.values()) - d["train"] for d in kinds["search"]]
@@ -99,7 +102,7 @@ def breakdown(study: str, workspace: Path) -> dict[str, Any]:
         "study_s": record.durations_s,
         "trials": {kind: summary(durations) for kind, durations in kinds.items() if durations},
         "train_share": share(kinds["search"]),
-        "train_share_with_final": share(trained),
+        "train_share_with_final": share([t.durations_s for t in complete if _trained(t.durations_s)]),
         "beside_training_s": spread(beside),
         "stopped_s": spread(stopped),
         "memory": None,
@@ -108,6 +111,10 @@ def breakdown(study: str, workspace: Path) -> dict[str, Any]:
         "device": record.device.to_dict(),
         "versions": record.versions,
     }
+
+
+def _trained(durations: dict[str, float]) -> bool:
+    return durations.get("train", 0.0) > _TRAINED_S
 
 
 def summary(durations: Sequence[dict[str, float]]) -> dict[str, Any]:
@@ -233,7 +240,7 @@ def show(report: dict[str, Any]) -> None:
     if report["train_share"] is not None:
         target = TARGETS["train_share"]
         print(f"training, share of a trained trial: {report['train_share']:.1%} (at least {target:.0%})")
-    for key, text in (("beside_training_s", "beside training, per trial"), ("stopped_s", "a stopped trial")):
+    for key, text in (("beside_training_s", "beside training, per trial"), ("stopped_s", "stopped before training")):
         if row := report[key]:
             print(f"{text}: p50 {row['p50']:.2f} s, p95 {row['p95']:.2f} s, n {row['n']} (at most {TARGETS[key]} s)")
     if memory := report["memory"]:

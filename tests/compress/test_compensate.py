@@ -3,11 +3,14 @@
 import copy
 
 import torch
+from tiny import TinyNet
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from autocompress.compress.compensate import compensate_, input_grams, mark_channels_, read_marks
-from autocompress.compress.prune import remove_channels_
+from autocompress.compress.prune import prune, remove_channels_
+from autocompress.recover.damage import reestimate_
+from autocompress.space.groups import find_groups
 
 
 def _net() -> nn.Sequential:
@@ -74,6 +77,34 @@ def test_the_gram_matrix_of_a_layer_that_is_used_twice_is_the_mean_over_both():
     layer.weight.data = 2 * torch.eye(2)
     found = input_grams(nn.Sequential(layer, layer), (torch.tensor([[1.0, 2.0]]),))
     assert torch.allclose(found["0"], torch.tensor([[2.5, 5.0], [5.0, 10.0]]))
+
+
+def test_folding_keeps_most_of_the_accuracy_that_cutting_loses(tiny_data):
+    """Nothing is trained after half of the channels are gone; norms are estimated anew either way."""
+    (images, targets), (others, wanted) = tiny_data["train"], tiny_data["test"]
+    torch.manual_seed(0)
+    model = TinyNet(channels=16)
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+    model.eval()
+    groups, _ = find_groups(model, (images[:2],), round_to=2)
+    scores = {g.name: torch.arange(float(g.channels)) for g in groups}
+    halves = {g.name: g.channels // 2 for g in groups}
+
+    def accuracy(network: nn.Module) -> float:
+        with torch.no_grad():
+            return (network(others).argmax(1) == wanted).float().mean().item()
+
+    grams = input_grams(model, (images,))
+    folded, cut = (
+        accuracy(reestimate_(prune(model, halves, scores, (images[:2],), grams=known), (images,)))
+        for known in (grams, None)
+    )
+    assert folded > cut + 0.1
+    assert accuracy(model) - folded < (accuracy(model) - cut) / 2
 
 
 def test_a_layer_whose_weight_is_computed_keeps_it():

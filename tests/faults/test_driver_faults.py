@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,24 @@ def test_the_interval_of_the_test_value_is_kept_for_the_baseline_and_the_trials_
     assert len(seen) > 1
     assert {(m.test, m.test_ci) for m in seen} == {(0.96, (0.9, 0.98))}
     assert study(script).baseline.test_ci == (0.9, 0.98)
+
+
+@pytest.mark.parametrize("part", ["ladder", "stop", "inherit"])
+def test_a_part_that_is_left_out_is_not_asked_of_the_worker(script, part):
+    asked = []
+
+    def proposals(**options: object) -> list[tuple[bool, bool, bool]]:
+        asked.clear()
+        shutil.rmtree(script.workspace, ignore_errors=True)
+        search(script, max_trials=16, budget="10m", **options)
+        return [(r.rung is None, r.anchor, r.parent is None) for r in asked if r.origin == "search"]
+
+    script.evaluate = lambda request: asked.append(request) or script.complete(request)
+    place = ["ladder", "stop", "inherit"].index(part)
+    usual, without = proposals(), proposals(without=[part])
+    assert not all(request[place] for request in usual)
+    assert without
+    assert all(request[place] for request in without)
 
 
 def test_interruptions_are_no_failures_of_the_search(script):

@@ -37,6 +37,14 @@ def test_each_point_of_the_first_is_matched_with_the_nearest_of_the_other() -> N
     assert at[1]["distance"] == pytest.approx(((20 / 1094.138) ** 2 + 0.05**2) ** 0.5)
 
 
+def test_what_is_no_objective_does_not_decide_which_point_is_nearest_or_better() -> None:
+    study = make_study(objectives=("accuracy", "size"))
+    twin_but_slow, other_but_as_fast = make_trial(7, 0.976, 200_000, 0.9), make_trial(8, 0.966, 150_000, 0.5)
+    found = compare_document([("a", study, FIRST[:1]), ("b", study, [twin_but_slow, other_but_as_fast])])
+    nearest = found["matched"][0]["others"][0]
+    assert (nearest["trial"], nearest["distance"], nearest["better"]) == (7, 0, "equal")
+
+
 def test_levels_name_the_smallest_within_a_loss() -> None:
     levels = {row["max_drop"]: row["studies"] for row in compared()["levels"]}
     assert levels[0.0][0]["small"] is None

@@ -83,6 +83,25 @@ def test_it_finds_a_larger_front_than_chance_in_the_same_trials(chain):
     assert ours > chance + 0.02
 
 
+def test_it_serves_a_study_that_suggests_its_parameters_one_by_one(chain):
+    world, ranges = World(chain), distributions(chain.raw())
+    study = open_study(sampler(chain))
+
+    def objective(trial: optuna.Trial) -> list[float]:
+        params = {}
+        for name, of in ranges.items():
+            if isinstance(of, optuna.distributions.CategoricalDistribution):
+                params[name] = trial.suggest_categorical(name, of.choices)
+            else:
+                params[name] = trial.suggest_float(name, of.low, of.high, step=of.step)
+        return world.values(params)
+
+    study.optimize(objective, n_trials=8)
+    assert all(belief(study, trial)["gain"] >= 0 for trial in study.trials)
+    learned = study.sampler.believed_drops(study)
+    assert sorted(learned) == [t.number for t in study.trials if chain.decode(t.params).trains]
+
+
 def test_no_plan_is_proposed_twice(chain):
     world, study = World(chain), open_study(sampler(chain))
     seen = set()
@@ -119,6 +138,20 @@ def test_a_constraint_keeps_proposals_inside_of_it(chain):
         trial = ask(study, chain)
         assert belief(study, trial)["latency_ratio"] <= 0.5
         study.tell(trial, World(chain).values(trial.params))
+
+
+def test_a_bound_on_the_drop_keeps_proposals_inside_of_it_once_something_is_known(chain):
+    def beyond(**bounds: float) -> int:
+        count = 0
+        for seed in range(3):
+            study = open_study(sampler(chain, seed=seed, constraints=Constraints(**bounds)))
+            for _ in range(16):
+                trial = ask(study, chain)
+                study.tell(trial, World(chain).values(trial.params))
+            count += sum(0.95 - t.values[0] > 0.005 for t in study.trials[5:])
+        return count
+
+    assert 3 * beyond(max_drop=0.005) < beyond()
 
 
 def test_a_resumed_study_teaches_a_new_sampler_all_it_knew(chain):

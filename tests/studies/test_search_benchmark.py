@@ -393,6 +393,27 @@ class TestAnalyse:
         assert capsys.readouterr().out.strip().endswith("r.md")
 
 
+def test_how_proposals_ended_is_counted_for_each_contender_without_anchors_and_the_last_stage():
+    def row(state: str, *, origin: str = "search", train_s: str = "", reason: str = "", run_of: str = "r") -> dict:
+        return {
+            "run": run_of,
+            "contender": "ours",
+            "origin": origin,
+            "state": state,
+            "train_s": train_s,
+            "reason": reason,
+        }
+
+    rows = [
+        row("complete", train_s="2.4"), row("stopped", train_s="0.0", reason="size and latency"),
+        row("infeasible", train_s="0.0", reason="larger than max_size"),
+        row("stopped", train_s="1.1", reason="after 40% of its training it lost 0.2"),
+        row("stopped", reason="too little time was left to train it"), row("failed"),
+        row("complete", origin="anchor"), row("complete", origin="final"), row("complete", run_of="another budget"),
+    ]  # fmt: skip
+    assert analyse._ends({"r"}, rows).splitlines()[-1] == "| ours | 6 | 1 | 2 | 1 | 1 | 1 |"
+
+
 def test_the_columns_of_the_files_are_named_once():
     for columns in (run.RUN_COLUMNS, run.TRIAL_COLUMNS):
         assert len(set(columns)) == len(columns)
@@ -405,7 +426,9 @@ def test_every_contender_is_in_the_protocol():
 
 
 def test_published_rows_name_no_folder_of_a_machine():
-    for path in (FOLDER / "results").glob("*.csv"):
+    published = sorted((FOLDER / "results").rglob("*.csv"))
+    assert published
+    for path in published:
         with path.open(newline="", encoding="utf-8") as file:
             assert not [row for row in csv.reader(file) if any("/home/" in cell or "/root/" in cell for cell in row)]
 

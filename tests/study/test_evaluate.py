@@ -24,8 +24,12 @@ from autocompress.config import load_config
 from autocompress.plan import CompressionPlan, DistillPlan
 from autocompress.records import Baseline, DeviceFacts, Latency, StudyRecord, StudyState, TrialRecord, TrialState
 from autocompress.recover.data import Split
+from autocompress.search.cost import SizeModel
+from autocompress.search.options import Options
+from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.stopping import Constraints, Rival, Rung
 from autocompress.space.search_space import SearchSpace
+from autocompress.study import prepare as preparation
 from autocompress.study.digests import outputs_digest, profile_digest
 from autocompress.study.evaluate import evaluate
 from autocompress.study.load import load_objects, unfreeze_
@@ -73,10 +77,10 @@ def _plan(task: Task, **choices: object) -> CompressionPlan:
 
 def _run(task: Task, trial: int, plan: CompressionPlan, parent: TrialRecord | None = None, **more: Any) -> TrialRecord:
     request = Request(
-        trial=trial, plan=plan, origin="search", deadline=time.monotonic() + 120,
-        constraints=Constraints(),
+        trial=trial, plan=plan, origin="search", constraints=Constraints(),
         parent=parent.trial if parent else None, parent_plan=parent.plan if parent else None,
-        seen=parent.trained_samples if parent else 0, **{"anchor": True, "latency": TIMED, "train_s": 0.5, **more},
+        seen=parent.trained_samples if parent else 0,
+        **{"anchor": True, "latency": TIMED, "train_s": 0.5, "deadline": time.monotonic() + 120, **more},
     )  # fmt: skip
     return evaluate(task, request, lambda _: None)
 
@@ -230,6 +234,13 @@ def test_a_training_that_cannot_reach_the_front_ends_at_its_rung(task: Task, mon
     assert anchor.rung_drop == 0.4
 
 
+def test_a_training_begins_if_half_of_it_fits_before_what_comes_after_it(task: Task):
+    plan = _plan(task)
+    late = _run(task, 60, plan, train_s=2.0, deadline=time.monotonic() + 50.5, beside_s=50)
+    assert (late.state, late.reason) == (TrialState.STOPPED, "too little time was left to train it")
+    assert _run(task, 60, plan, train_s=2.0, deadline=time.monotonic() + 51.5, beside_s=50).state is TrialState.COMPLETE
+
+
 def test_tables_zeros_and_companions_reach_the_file(task: Task):
     plain = _plan(task, activations="float")
     distill = DistillPlan(hints=0.1, attention=0.1, mean_teacher=0.1)
@@ -303,12 +314,59 @@ def test_what_is_kept_for_later_studies_depends_on_what_the_model_computes(task:
     keys = []
     for content in (b"one", b"other", b"one"):
         dense.write_bytes(content)
-        keys.append((outputs_digest(task, "data"), profile_digest(task, "data", seconds=1.0)))
+        keys.append((outputs_digest(task, "data"), profile_digest(task, "data", [])))
     dense.unlink()
     one, other, again = keys
     assert one == again
     assert one[0] != other[0]
     assert one[1] != other[1]
+
+
+def test_what_was_measured_once_serves_studies_of_any_budget_unless_time_was_short(
+    task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    allowed: list[float] = []
+
+    def measured(*_: Any, seconds: float, **__: Any) -> Sensitivity:
+        allowed.append(seconds)
+        return Sensitivity(seconds=seconds, complete=seconds > 10)
+
+    def profile(minutes: float, **space: Any) -> None:
+        config = task.source.config.model_copy(update={"space": task.source.config.space.model_copy(update=space)})
+        source = replace(task.source, config=config, budget_s=60 * minutes, workspace=tmp_path)
+        monkeypatch.setattr(task, "source", source)
+        preparation._sensitivity(task, "data", lambda _: None)
+
+    monkeypatch.setattr(preparation, "measure_sensitivity", measured)
+    for minutes in (1, 1, 0.5, 5, 30, 1):
+        profile(minutes)
+    assert allowed == pytest.approx([3.6, 18]), "a minute's was cut short and is measured again in five minutes"
+    profile(1, max_prune_ratio=0.6)
+    assert len(allowed) == 2, "how far groups may be pruned says nothing of how much they matter"
+    profile(1, weight_bits=(3, 8))
+    assert len(allowed) == 3
+    assert max(seconds / budget for seconds, budget in zip(allowed, (60, 300, 60), strict=True)) <= 0.12
+
+
+def test_the_bytes_of_a_file_are_known_before_it_is_written(task: Task):
+    """All but those of the graph, which the first file of its kind tells."""
+    plans = [_plan(task, activations="float", **{"prune_ratio/layers.2.conv2": ratio}) for ratio in (0.0, 0.5)]
+    files = [_run(task, 40 + i, plan, train_s=0.05).measurement for i, plan in enumerate(plans)]
+    options = Options(SearchSpace(config=task.source.config.space, facts=task.facts))
+    model, (first, second) = SizeModel(options), [float(m.size_bytes) for m in files if m is not None]
+    model.observe(options.encode(plans[:1]), np.array([first]))
+    assert model.predict(options.encode(plans[1:]))[0] == pytest.approx(second, rel=0.01)
+    assert abs(second / first - 1) > 0.05
+
+
+def test_removed_channels_are_folded_unless_the_study_says_otherwise(task: Task, monkeypatch: pytest.MonkeyPatch):
+    plan = _plan(task)
+    folded = task.prune(plan)
+    monkeypatch.setattr(task, "grams", None)
+    cut = task.prune(plan)
+    changed = {name for name, value in folded.state_dict().items() if not torch.equal(value, cut.state_dict()[name])}
+    assert "layers.0.conv1.weight" in changed
+    assert "fc.weight" not in changed
 
 
 def test_importance_and_glances_look_at_samples_from_all_over_the_data(task: Task, monkeypatch: pytest.MonkeyPatch):

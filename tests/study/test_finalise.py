@@ -7,15 +7,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from autocompress.front.hypervolume import gain
 from autocompress.plan import CompressionPlan
 from autocompress.records import Latency, Measurement, TrialRecord, TrialState
 from autocompress.search.stopping import Constraints, Rival
 from autocompress.study import finalise
-from autocompress.study.finalise import candidates, prospect, soups
+from autocompress.study.finalise import candidates, soups
 from autocompress.study.variants import Variant
 
 
@@ -24,27 +22,6 @@ def rival(number: int, drop: float, size: float, latency: float) -> Rival:
 
 
 FRONT = [rival(1, 0.01, 0.2, 0.5), rival(2, 0.06, 0.1, 0.2), rival(3, 0.02, 0.3, 0.6)]
-POINTS = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in FRONT])
-
-
-def test_four_times_the_training_leaves_half_of_the_drop():
-    assert prospect(FRONT[0], POINTS, longer=4.0) == pytest.approx(gain((0.005, 0.2, 0.5), POINTS))
-
-
-def test_a_trial_beyond_the_reference_may_have_the_best_prospect():
-    found = {r.trial: prospect(r, POINTS, longer=4.0) for r in FRONT}
-    assert max(found, key=lambda n: found[n]) == 2
-
-
-def test_a_dominated_trial_may_overtake():
-    assert prospect(FRONT[2], POINTS, longer=1.0) == 0
-    assert prospect(FRONT[2], POINTS, longer=9.0) > 0
-
-
-def test_what_stays_beyond_the_allowed_drop_counts_for_little():
-    free = prospect(FRONT[1], POINTS, longer=4.0)
-    assert prospect(FRONT[1], POINTS, longer=4.0, max_drop=0.01) == pytest.approx(0.1 * free)
-    assert prospect(FRONT[1], POINTS, longer=4.0, max_drop=0.03) == free
 
 
 def test_a_file_beyond_a_bound_is_not_trained_further(monkeypatch):
@@ -68,6 +45,25 @@ def test_a_file_beyond_a_bound_is_not_trained_further(monkeypatch):
     assert finalise._next_to_train(driver)[0].trial == 2
     driver.constraints = Constraints(max_latency=0.5)
     assert finalise._next_to_train(driver) is None
+
+
+@pytest.mark.parametrize(
+    ("gains", "over"), [((0.2, 0.1, 0.1), False), ((0.2, 1e-5, 1e-5, 1e-5), True), ((1e-5,), False)]
+)
+def test_the_search_is_over_when_its_time_is_worth_more_in_the_last_stage(monkeypatch, gains, over):
+    plans = [CompressionPlan(prune_ratio={"a": ratio}, weight_bits={"a": 4}) for ratio in (0.5, 0.25)]
+    rivals = [replace(rival(1, 0.02, 0.2, 0.3), plan=plans[0]), replace(rival(2, 0.03, 0.1, 0.5), plan=plans[1])]
+    monkeypatch.setattr(finalise, "_variants_s", lambda _: 0.0)
+    driver, _ = driver_of(rivals, seconds=20.0, monkeypatch=monkeypatch)
+    driver.schedule = SimpleNamespace(train_s=2.0, final_s=30.0)
+    trained = [replace(t, equivalent_s=2.0) for t in driver.trials]
+    proposed = [
+        replace(trained[0], trial=3 + i, origin="search", belief={"gain": gain}) for i, gain in enumerate(gains)
+    ]
+    driver.trials = [*trained, *proposed]
+    assert finalise.is_time(driver) is over
+    driver.trials = trained
+    assert not finalise.is_time(driver), "a sampler that believes nothing has its time"
 
 
 def test_the_front_is_looked_at_in_the_order_of_what_each_contributes():

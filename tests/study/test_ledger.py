@@ -208,3 +208,15 @@ def test_a_full_disk_under_optuna_is_one_sentence_too(store, started, reopen, mo
     monkeypatch.setattr(started._study, "ask", full)
     with pytest.raises(UsageError, match=r"the disk of .* is full; free some space"):
         started.ask()
+
+
+def test_a_sweep_counts_as_the_first_generation_of_nsga2(store, config, space):
+    sampler = optuna.samplers.NSGAIISampler(population_size=4, seed=0)
+    ledger = Ledger(store, config, space, [], direction="maximize", sampler=sampler)
+    finish(store, ledger, example_trial(0, 0.98, 1000, 1.0, origin="baseline", plan=CompressionPlan()))
+    for number, (_, plan) in enumerate(space.sweep("uint8")[:4], start=1):
+        finish(store, ledger, example_trial(number, 0.97, 300, 0.6, origin="anchor", plan=plan))
+    asked = ledger.ask()
+    generations = [t.system_attrs.get("NSGAIISampler:generation") for t in optuna_trials(store)]
+    assert generations[:5] == [None, 0, 0, 0, 0]
+    assert generations[asked.number] == 1, "the sweep's plans are its parents"
