@@ -41,9 +41,10 @@ def prospect(trial: Trainable, front: Floats, *, seconds: float, max_drop: float
 
 
 def _share(drop: float, max_drop: float | None) -> float:
+    """How much a gain counts: by the chance that the drop stays within the bound."""
     if max_drop is None or drop <= 0:
         return 1.0
-    inside = 1 / (1 + math.exp(min(50.0, 1.7 * (drop - max_drop) / (_UNSURE * drop))))  # nearly the normal curve
+    inside = 1 / (1 + math.exp(1.7 * (1 - max_drop / drop) / _UNSURE))  # the logistic curve that is nearly normal
     return BEYOND + (1 - BEYOND) * inside
 
 

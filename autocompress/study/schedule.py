@@ -13,7 +13,8 @@ class Schedule:
 
     Attributes:
         train_s: training of one trial.
-        final_s: kept for the final stage: a share of what preparing has left, so a slow teacher shortens both stages.
+        final_s: of the final stage at least: a share of what preparing has left, so a slow teacher shortens both
+            stages.
     """
 
     train_s: float
