@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -33,7 +34,6 @@ from autocompress.recover.read import Split
 _WARM_UP = 0.05  # share of the schedule
 _GUARD_S = 1.0
 _TIMED = 2  # steps after which it is known how long one takes; the first one is slower
-_VIEWS = 2
 _TIMED_SAMPLES, _SLOW_S = 16, 0.5  # two precisions are compared on so few where a whole batch takes longer
 _MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk
 Answers = Callable[[tuple[Tensor, ...]], Tensor]
@@ -77,8 +77,8 @@ class TeacherOutputs:
     """The teacher's outputs on the training data, computed on first use and kept.
 
     All trials of a study visit the samples in the same order, so the first one pays for the teacher and
-    the others do not. With augmentation the data is seen in a few fixed views, each kept like data of its own;
-    without a teacher there is nothing to keep, and every batch is augmented afresh.
+    the others do not. They see the data as it is, which recovers more than augmented data also over hundreds of
+    epochs; without a teacher there is nothing to keep, and every batch is augmented afresh.
 
     Attributes:
         answers: computes what the teacher says if something is faster at that than the teacher itself.
@@ -86,35 +86,31 @@ class TeacherOutputs:
     Args:
         teacher: in eval mode; None for training without one. A copy of it is kept on the trainer's device.
         train: the training split.
-        kind: augmentation of the views, of which view 0 is the data as it is, or of the batches.
+        kind: augmentation of the batches where there is no teacher.
         seed: of the augmentation.
     """
 
-    def __init__(self, teacher: nn.Module | None, train: Split, *, kind: Augment, trainer: Trainer, seed: int) -> None:
+    def __init__(
+        self, teacher: nn.Module | None, train: Split, *, trainer: Trainer, kind: Augment = "none", seed: int = 0
+    ) -> None:
         self._trainer = trainer
         self.teacher = teacher
         self.answers: Answers | None = None
         if teacher is not None and trainer.device.type != "cpu":
             self.teacher = copy.deepcopy(teacher).to(trainer.device)
         self._kind, self._generator = kind, torch.Generator().manual_seed(seed + 1)
-        self._views: list[tuple[Tensor, ...]] = [train.inputs]
-        if kind != "none" and teacher is not None:
-            for view in range(1, _VIEWS):
-                generator = torch.Generator().manual_seed(seed + view)
-                self._views.append(tuple(augment(t, kind, generator) for t in train.inputs))
         self.train = train
-        self._outputs: list[Tensor | None] = [None] * len(self._views)
-        self._known = torch.zeros(len(self._views), len(train), dtype=torch.bool)
+        self._outputs: Tensor | None = None
+        self._known = torch.zeros(len(train), dtype=torch.bool)
         self._kept = 0  # known when they were last written or read
 
     def save(self, path: Path) -> None:
         """Write what is known for a later study of the same teacher, data and seed, if there is more than before."""
         known = int(self._known.sum())
-        outputs = {f"outputs.{i}": t for i, t in enumerate(self._outputs) if t is not None}
-        if known == self._kept or sum(t.nbytes for t in outputs.values()) > _MOST_BYTES:
+        if self._outputs is None or known == self._kept or self._outputs.nbytes > _MOST_BYTES:
             return
         unfinished = path.with_suffix(f".{os.getpid()}.part")  # another study may write the same file
-        save_file({**outputs, "known": self._known}, unfinished)
+        save_file({"outputs": self._outputs, "known": self._known}, unfinished)
         unfinished.replace(path)
         self._kept = known
 
@@ -126,36 +122,32 @@ class TeacherOutputs:
         """
         stored = load_file(path)
         if stored["known"].shape != self._known.shape:
-            raise ValueError(f"{path.name} holds outputs of {tuple(stored['known'].shape)} samples, not of this data")
-        self._known = stored["known"]
-        self._outputs = [stored.get(f"outputs.{i}") for i in range(len(self._views))]
+            raise ValueError(f"{path.name} holds outputs of {len(stored['known'])} samples, not of this data")
+        self._known, self._outputs = stored["known"], stored["outputs"]
         self._kept = int(self._known.sum())
 
-    def batch(self, indices: Tensor, epoch: int) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-        """(inputs, targets, teacher's outputs) for [batch] indices; successive epochs see successive views."""
-        view = epoch % len(self._views)
-        inputs = tuple(t[indices] for t in self._views[view])
+    def batch(self, indices: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """(inputs, targets, teacher's outputs) for [batch] indices."""
+        inputs = tuple(t[indices] for t in self.train.inputs)
         if self.teacher is None:
             inputs = tuple(augment(t, self._kind, self._generator) for t in inputs)
-        return inputs, self.train.targets[indices], self._soft(view, indices, inputs)
+        return inputs, self.train.targets[indices], self._soft(indices, inputs)
 
     @torch.no_grad()
-    def _soft(self, view: int, indices: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    def _soft(self, indices: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
         if self.teacher is None:
             return None
-        missing = ~self._known[view, indices]
+        missing = ~self._known[indices]
         if missing.any():
             unknown = tuple(t[missing] for t in inputs)
             fresh = self.answers(unknown) if self.answers else _forward(self.teacher, unknown, self._trainer)
             fresh = fresh.float().cpu()
-            known = self._outputs[view]
-            if known is None:
-                known = self._outputs[view] = torch.zeros(self._known.shape[1], *fresh.shape[1:])
-            known[indices[missing]] = fresh
-            self._known[view, indices] = True
-        known = self._outputs[view]
-        assert known is not None
-        return known[indices]
+            if self._outputs is None:
+                self._outputs = torch.zeros(len(self._known), *fresh.shape[1:])
+            self._outputs[indices[missing]] = fresh
+            self._known[indices[missing]] = True
+        assert self._outputs is not None
+        return self._outputs[indices]
 
 
 def finetune_(
@@ -202,7 +194,7 @@ def finetune_(
     curve: list[tuple[float, float]] = []
     finite, rounding = True, False
     peak, damage = learning_rate, 0.0
-    order = _epochs(source, trainer.batch_size, seed, seen)
+    order = _order(source, trainer.batch_size, seed, seen)
     while (share := clock.share()) < 1 and finite:
         with trainer.guard():
             held = time.perf_counter()
@@ -216,7 +208,7 @@ def finetune_(
                     rounding = True
                 if sparsifier:
                     sparsifier.step(share)
-                inputs, targets, soft = source.batch(*next(order))
+                inputs, targets, soft = source.batch(next(order))
                 optimizer.zero_grad(set_to_none=True)
                 loss, outputs = _differentiate(
                     model, inputs, targets, soft, trainer=trainer, distill=distill, companions=companions
@@ -316,15 +308,11 @@ class _Clock:
         return min(1.0, share + 0.5 / self.expected_steps())
 
 
-def _epochs(source: TeacherOutputs, batch_size: int, seed: int, seen: int) -> Iterator[tuple[Tensor, int]]:
-    """(indices, epoch) of each batch, after the first `seen` samples of the order that all trainings share."""
+def _order(source: TeacherOutputs, batch_size: int, seed: int, seen: int) -> Iterator[Tensor]:
+    """Indices of each batch, after the first `seen` samples of the order that all trainings share."""
     generator = torch.Generator().manual_seed(seed)
-    samples = len(source.train)
-    size = min(batch_size, samples)
-    per_epoch = max(1, samples // size)
-    for count, indices in enumerate(batches(source.train, batch_size, generator)):
-        if count >= seen // size:
-            yield indices, count // per_epoch
+    size = min(batch_size, len(source.train))
+    return islice(batches(source.train, batch_size, generator), seen // size, None)
 
 
 def _differentiate(

@@ -150,13 +150,8 @@ class Task:
         names = tuple(str(member.weights) for member in members)
         if self._joint is None or self._joint[0] != names:
             networks = [self.model, *(self.prune(m.plan, m).requires_grad_(False) for m in members)]
-            config = self.source.config
-            joint = TeacherOutputs(
-                Ensemble(networks, classes=self.splits.task == "classification").eval(),
-                self.splits.train, kind=config.data.augment, trainer=self.trainer,
-                seed=config.search.seed,
-            )  # fmt: skip
-            self._joint = (names, joint)
+            mean = Ensemble(networks, classes=self.splits.task == "classification").eval()
+            self._joint = (names, TeacherOutputs(mean, self.splits.train, trainer=self.trainer))
         return self._joint[1]
 
     def sparsity(self, plan: CompressionPlan) -> Sparsity | None:

@@ -271,7 +271,7 @@ def test_trained_networks_can_teach_along(task: Task):
     plan = _plan(task, activations="float")
     first = _run(task, 25, plan)
     joint = task.outputs_with([Ancestor(plan=plan, weights=task.source.folder / "trial-25" / "weights.safetensors")])
-    inputs, _, soft = joint.batch(torch.arange(4), 0)
+    inputs, _, soft = joint.batch(torch.arange(4))
     network = _network(task, first)
     with torch.no_grad():
         wanted = (task.model(*inputs).softmax(1) + network(*inputs).softmax(1)) / 2
