@@ -77,8 +77,8 @@ class TeacherOutputs:
     """The teacher's outputs on the training data, computed on first use and kept.
 
     All trials of a study visit the samples in the same order, so the first one pays for the teacher and
-    the others do not. They see the data as it is, which recovers more than augmented data also over hundreds of
-    epochs; without a teacher there is nothing to keep, and every batch is augmented afresh.
+    the others do not. They see the data as it is, which recovers no less than augmented data over tens of epochs
+    and more over a few; without a teacher there is nothing to keep, and every batch is augmented afresh.
 
     Attributes:
         answers: computes what the teacher says if something is faster at that than the teacher itself.
