@@ -105,7 +105,7 @@ class TeacherOutputs:
         self._kept = 0  # known when they were last written or read
 
     def save(self, path: Path) -> None:
-        """Write what is known for a later study of the same teacher, data and seed, if there is more than before."""
+        """Write what is known for a later study of the same teacher and data, if there is more than before."""
         known = int(self._known.sum())
         if self._outputs is None or known == self._kept or self._outputs.nbytes > _MOST_BYTES:
             return
