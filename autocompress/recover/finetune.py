@@ -25,7 +25,7 @@ from autocompress.compress.quantize import FakeQuantize, quantize_weights_
 from autocompress.compress.sparsify import Sparsifier, Sparsity
 from autocompress.plan import DistillPlan, Levels
 from autocompress.recover.companions import Companion
-from autocompress.recover.data import Augment, augment, batches
+from autocompress.recover.data import VIEWS, Augment, Views, augment, batches
 from autocompress.recover.distill import recovery_loss
 from autocompress.recover.muon import Muon
 from autocompress.recover.rate import disagreement, rate_share
@@ -35,7 +35,8 @@ _WARM_UP = 0.05  # share of the schedule
 _GUARD_S = 1.0
 _TIMED = 2  # steps after which it is known how long one takes; the first one is slower
 _TIMED_SAMPLES, _SLOW_S = 16, 0.5  # two precisions are compared on so few where a whole batch takes longer
-_MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk
+_MANY_EPOCHS = 20  # from which on the data is seen in several views
+_MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk, and of those on all views in memory
 Answers = Callable[[tuple[Tensor, ...]], Tensor]
 
 
@@ -77,8 +78,9 @@ class TeacherOutputs:
     """The teacher's outputs on the training data, computed on first use and kept.
 
     All trials of a study visit the samples in the same order, so the first one pays for the teacher and
-    the others do not. They see the data as it is, which recovers no less than augmented data over tens of epochs
-    and more over a few; without a teacher there is nothing to keep, and every batch is augmented afresh.
+    the others do not. A training of a few epochs sees the data as it is, which recovers most; one of many sees
+    it in fixed `Views`, each kept like data of its own, or it would learn the teacher's answers by heart.
+    Without a teacher there is nothing to keep, and every batch is augmented afresh.
 
     Attributes:
         answers: computes what the teacher says if something is faster at that than the teacher itself.
@@ -86,13 +88,11 @@ class TeacherOutputs:
     Args:
         teacher: in eval mode; None for training without one. A copy of it is kept on the trainer's device.
         train: the training split.
-        kind: augmentation of the batches where there is no teacher.
+        kind: augmentation of the views, or of the batches where there is no teacher.
         seed: of the augmentation.
     """
 
-    def __init__(
-        self, teacher: nn.Module | None, train: Split, *, trainer: Trainer, kind: Augment = "none", seed: int = 0
-    ) -> None:
+    def __init__(self, teacher: nn.Module | None, train: Split, *, trainer: Trainer, kind: Augment, seed: int) -> None:
         self._trainer = trainer
         self.teacher = teacher
         self.answers: Answers | None = None
@@ -100,6 +100,7 @@ class TeacherOutputs:
             self.teacher = copy.deepcopy(teacher).to(trainer.device)
         self._kind, self._generator = kind, torch.Generator().manual_seed(seed + 1)
         self.train = train
+        self._views: Views | None = None
         self._outputs: Tensor | None = None
         self._known = torch.zeros(len(train), dtype=torch.bool)
         self._kept = 0  # known when they were last written or read
@@ -121,26 +122,52 @@ class TeacherOutputs:
             ValueError: the file is of other data.
         """
         stored = load_file(path)
+        if len(stored["known"]) > len(self.train):
+            self._all_views()
         if stored["known"].shape != self._known.shape:
             raise ValueError(f"{path.name} holds outputs of {len(stored['known'])} samples, not of this data")
         self._known, self._outputs = stored["known"], stored["outputs"]
         self._kept = int(self._known.sum())
 
-    def batch(self, indices: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-        """(inputs, targets, teacher's outputs) for [batch] indices."""
-        inputs = tuple(t[indices] for t in self.train.inputs)
+    def batch(self, indices: Tensor, epoch: int | None = None) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """(inputs, targets, teacher's outputs) for [batch] indices.
+
+        Args:
+            epoch: the data is seen as it is without one, else each sample in another view than in the epoch before.
+                All views are in every batch: where they take turns, a training ends on one of them.
+        """
         if self.teacher is None:
-            inputs = tuple(augment(t, self._kind, self._generator) for t in inputs)
-        return inputs, self.train.targets[indices], self._soft(indices, inputs)
+            inputs = tuple(augment(t[indices], self._kind, self._generator) for t in self.train.inputs)
+            return inputs, self.train.targets[indices], None
+        if epoch is None:
+            inputs = tuple(t[indices] for t in self.train.inputs)
+            return inputs, self.train.targets[indices], self._soft(self.teacher, indices, inputs)
+        views = self._all_views()
+        view = (indices + epoch) % views.count
+        inputs, targets = views.take(view, indices)
+        return inputs, targets, self._soft(self.teacher, indices + view * len(self.train), inputs)
+
+    @property
+    def varies(self) -> bool:
+        """Whether there may be views: what the teacher says of all of them must not take too much memory."""
+        return self._outputs is not None and self._outputs[0].nbytes * VIEWS * len(self.train) <= _MOST_BYTES
+
+    def _all_views(self) -> Views:
+        """The views, and room for what the teacher says of them; most studies never ask for any."""
+        if self._views is None:
+            self._views = Views(self.train, self._kind, self._generator)
+            more = (self._views.count - 1) * len(self.train)
+            self._known = torch.cat([self._known, torch.zeros(more, dtype=torch.bool)])
+            if self._outputs is not None:
+                self._outputs = torch.cat([self._outputs, torch.zeros(more, *self._outputs.shape[1:])])
+        return self._views
 
     @torch.no_grad()
-    def _soft(self, indices: Tensor, inputs: tuple[Tensor, ...]) -> Tensor | None:
-        if self.teacher is None:
-            return None
+    def _soft(self, teacher: nn.Module, indices: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
         missing = ~self._known[indices]
         if missing.any():
             unknown = tuple(t[missing] for t in inputs)
-            fresh = self.answers(unknown) if self.answers else _forward(self.teacher, unknown, self._trainer)
+            fresh = self.answers(unknown) if self.answers else _forward(teacher, unknown, self._trainer)
             fresh = fresh.float().cpu()
             if self._outputs is None:
                 self._outputs = torch.zeros(len(self._known), *fresh.shape[1:])
@@ -194,7 +221,7 @@ def finetune_(
     curve: list[tuple[float, float]] = []
     finite, rounding = True, False
     peak, damage = learning_rate, 0.0
-    order = _order(source, trainer.batch_size, seed, seen)
+    order, many = _epochs(source, trainer.batch_size, seed, seen), False
     while (share := clock.share()) < 1 and finite:
         with trainer.guard():
             held = time.perf_counter()
@@ -208,7 +235,8 @@ def finetune_(
                     rounding = True
                 if sparsifier:
                     sparsifier.step(share)
-                inputs, targets, soft = source.batch(next(order))
+                indices, epoch = next(order)
+                inputs, targets, soft = source.batch(indices, epoch if many else None)
                 optimizer.zero_grad(set_to_none=True)
                 loss, outputs = _differentiate(
                     model, inputs, targets, soft, trainer=trainer, distill=distill, companions=companions
@@ -218,6 +246,8 @@ def finetune_(
                     if clock.count == 0:
                         damage = disagreement(outputs.cpu(), soft, targets)
                     peak = learning_rate * rate_share(damage, clock.expected_steps())
+                    epochs = clock.expected_steps() * len(indices) / len(source.train)
+                    many = epochs >= _MANY_EPOCHS and source.varies
                 for group in optimizer.param_groups:
                     group["lr"] = peak * _schedule(clock.middle(share))
                 _update_(model, optimizer, companions)
@@ -308,11 +338,13 @@ class _Clock:
         return min(1.0, share + 0.5 / self.expected_steps())
 
 
-def _order(source: TeacherOutputs, batch_size: int, seed: int, seen: int) -> Iterator[Tensor]:
-    """Indices of each batch, after the first `seen` samples of the order that all trainings share."""
+def _epochs(source: TeacherOutputs, batch_size: int, seed: int, seen: int) -> Iterator[tuple[Tensor, int]]:
+    """(indices, epoch) of each batch, after the first `seen` samples of the order that all trainings share."""
     generator = torch.Generator().manual_seed(seed)
     size = min(batch_size, len(source.train))
-    return islice(batches(source.train, batch_size, generator), seen // size, None)
+    per_epoch = len(source.train) // size
+    order = enumerate(batches(source.train, batch_size, generator))
+    return ((indices, count // per_epoch) for count, indices in islice(order, seen // size, None))
 
 
 def _differentiate(

@@ -32,10 +32,11 @@ def profile_digest(task: Task, data: str, asked: list[Any]) -> str:
 
 
 def outputs_digest(task: Task, data: str) -> str:
-    """Of everything that the teacher's outputs on the training data depend on."""
-    trainer, asked = task.trainer, task.source.config.teacher.model_dump(mode="json")
+    """Of everything that the teacher's outputs on the training data and its views depend on."""
+    trainer, config = task.trainer, task.source.config
     weights = _weights_digest(task.outputs.teacher or task.model)
-    return _short([data, weights, *_forward_digest(task), asked, trainer.bf16, trainer.device.type])
+    asked = [config.data.augment, config.search.seed, config.teacher.model_dump(mode="json")]
+    return _short([data, weights, *_forward_digest(task), *asked, trainer.bf16, trainer.device.type])
 
 
 def _forward_digest(task: Task) -> list[str]:

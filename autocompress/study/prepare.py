@@ -85,7 +85,7 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     clock.lap("setup")
     report("measuring the baseline")
     teacher = teacher_of(model, source, tuple(t[:2] for t in samples), classes=splits.task == "classification")
-    outputs = TeacherOutputs(teacher, splits.train, trainer=trainer)
+    outputs = TeacherOutputs(teacher, splits.train, kind=config.data.augment, trainer=trainer, seed=config.search.seed)
     task = Task(
         source=source, model=model, splits=splits, metric=metric, trainer=trainer, outputs=outputs, facts=facts,
         device=device, exporter=exporter, baseline=known or _no_baseline(metric),

@@ -150,8 +150,12 @@ class Task:
         names = tuple(str(member.weights) for member in members)
         if self._joint is None or self._joint[0] != names:
             networks = [self.model, *(self.prune(m.plan, m).requires_grad_(False) for m in members)]
-            mean = Ensemble(networks, classes=self.splits.task == "classification").eval()
-            self._joint = (names, TeacherOutputs(mean, self.splits.train, trainer=self.trainer))
+            config = self.source.config
+            joint = TeacherOutputs(
+                Ensemble(networks, classes=self.splits.task == "classification").eval(),
+                self.splits.train, kind=config.data.augment, trainer=self.trainer, seed=config.search.seed,
+            )  # fmt: skip
+            self._joint = (names, joint)
         return self._joint[1]
 
     def sparsity(self, plan: CompressionPlan) -> Sparsity | None:

@@ -134,7 +134,7 @@ def test_what_answers_for_the_teacher_is_asked_once_per_sample(train):
         asked.append(len(inputs[0]))
         return inputs[0].flatten(1)[:, :4].double()
 
-    source = TeacherOutputs(TinyNet().eval(), train, trainer=TRAINER)
+    source = outputs_of(TinyNet().eval(), train)
     source.answers = answers
     first = source.batch(torch.tensor([3, 5]))[2]
     second = source.batch(torch.tensor([5, 7, 3]))[2]
@@ -277,9 +277,65 @@ def test_kept_outputs_are_those_of_the_teacher(train):
         assert torch.allclose(soft, teacher(train.inputs[0][indices]), atol=1e-5)
 
 
-def test_with_a_teacher_the_data_is_seen_as_it_is(train):
-    outputs = outputs_of(trained_model(), train, kind="shift")
-    assert torch.equal(outputs.batch(torch.arange(8))[0][0], train.inputs[0][:8])
+def test_every_batch_holds_all_views_and_each_has_outputs_of_its_own(train):
+    teacher, indices = Counted(), torch.arange(8)
+    outputs, images = outputs_of(teacher, train, kind="hflip"), train.inputs[0][:8]
+    assert torch.equal(outputs.batch(indices)[0][0], images)
+    assert teacher.samples == 8
+    for epoch in range(8):
+        (inputs,), targets, soft = outputs.batch(indices, epoch)
+        as_it_is = [i for i in range(8) if torch.equal(inputs[i], images[i])]
+        mirrored = [i for i in range(8) if torch.equal(inputs[i], images[i].flip(2))]
+        assert as_it_is == [(8 - epoch) % 8]
+        assert mirrored == [(9 - epoch) % 8]
+        assert torch.equal(targets, train.targets[:8])
+        assert soft is not None
+        with torch.no_grad():
+            assert torch.allclose(soft, teacher.inner(inputs), atol=1e-5)
+    assert teacher.samples == 64, "each view of a sample once"
+    again, _, _ = outputs.batch(indices, 8)
+    assert torch.equal(again[0], outputs.batch(indices, 0)[0][0])
+    assert teacher.samples == 64
+
+
+def test_what_is_known_of_views_is_kept_too(train, tmp_path):
+    teacher, indices, path = Counted(), torch.arange(8), tmp_path / "outputs.safetensors"
+    first = outputs_of(teacher, train, kind="hflip+shift")
+    first.batch(indices)
+    wanted = [first.batch(indices, epoch) for epoch in range(8)]
+    assert teacher.samples == 64
+    first.save(path)
+    later = outputs_of(teacher, train, kind="hflip+shift")
+    later.load(path)
+    for epoch, ((inputs,), _, soft) in enumerate(wanted):
+        (found,), _, again = later.batch(indices, epoch)
+        assert torch.equal(found, inputs), "by the seed"
+        assert again is not None
+        assert soft is not None
+        assert torch.equal(again, soft)
+    assert teacher.samples == 64
+
+
+@pytest.mark.parametrize(("epochs", "views"), [(19, 1), (20, 8)])
+def test_a_training_of_many_epochs_sees_views_and_a_shorter_one_the_data_as_it_is(train, epochs, views):
+    teacher = Counted()
+    train_for(epochs, outputs_of(teacher, train))
+    assert teacher.samples == views * len(train)
+
+
+def test_there_are_no_views_where_what_the_teacher_says_of_them_takes_too_much_memory(train, monkeypatch):
+    teacher = Counted()
+    monkeypatch.setattr("autocompress.recover.finetune._MOST_BYTES", 8 * len(train) * 4 * 4 - 1)  # four classes
+    train_for(20, outputs_of(teacher, train))
+    assert teacher.samples == len(train)
+
+
+def train_for(epochs: int, outputs: TeacherOutputs) -> None:
+    steps = epochs * (len(outputs.train) // TRAINER.batch_size)
+    finetune_(
+        TinyNet(channels=16), outputs, trainer=TRAINER, seconds=math.inf, steps=steps, learning_rate=0.01,
+        distill=DistillPlan(),
+    )  # fmt: skip
 
 
 def test_without_a_teacher_there_are_no_soft_targets(train):
