@@ -122,7 +122,7 @@ class DataConfig(Table):
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the factory")
     download: bool = Field(False, description="let a data set fetch its files from the internet")
     augment: Literal["none", "hflip", "shift", "hflip+shift"] = Field(
-        "none", description="random changes of training images, for a teacher and where a network is trained long"
+        "none", description="random changes of training images, in trainings of a teacher and of 20 epochs or more"
     )
     val_share: float = Field(0.1, gt=0, lt=1, description="share of train used for validation if there is no val")
     test_share: float = Field(0.1, gt=0, lt=1, description="share of train used as test if there is no test")

@@ -29,14 +29,14 @@ from autocompress.recover.companions import Companion
 from autocompress.recover.data import batches
 from autocompress.recover.distill import recovery_loss
 from autocompress.recover.muon import Muon
-from autocompress.recover.rate import HURT, disagreement, rate_share
+from autocompress.recover.rate import disagreement, rate_share
 from autocompress.recover.read import Split
 
 _WARM_UP = 0.05  # share of the schedule
 _GUARD_S = 1.0
 _TIMED = 2  # steps after which it is known how long one takes; the first one is slower
 _TIMED_SAMPLES, _SLOW_S = 16, 0.5  # two precisions are compared on so few where a whole batch takes longer
-_MANY_EPOCHS = 20  # in which a network that was hardly hurt learns the teacher's answers by heart
+_MANY_EPOCHS = 20  # in which a network learns the teacher's answers by heart, unless much was taken from it
 _MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk, and of those on all views in memory
 Answers = Callable[[tuple[Tensor, ...]], Tensor]
 
@@ -79,9 +79,9 @@ class TeacherOutputs:
     """The teacher's outputs on the training data, computed on first use and kept.
 
     All trials of a study visit the samples in the same order, so the first one pays for the teacher and
-    the others do not. They see the data as it is, which recovers most, but for a long training of a network that
-    was hardly hurt: that would learn the teacher's answers by heart, and sees the data in fixed `Views`, each kept
-    like data of its own. Without a teacher there is nothing to keep, and every batch is augmented afresh.
+    the others do not. A training of a few epochs sees the data as it is, which recovers most; one of many sees
+    it in fixed `Views`, each kept like data of its own, or it would learn the teacher's answers by heart.
+    Without a teacher there is nothing to keep, and every batch is augmented afresh.
 
     Attributes:
         answers: computes what the teacher says if something is faster at that than the teacher itself.
@@ -248,7 +248,7 @@ def finetune_(
                         damage = disagreement(outputs.cpu(), soft, targets)
                     peak = learning_rate * rate_share(damage, clock.expected_steps())
                     epochs = clock.expected_steps() * len(indices) / len(source.train)
-                    varied = epochs >= _MANY_EPOCHS and damage < HURT and source.varies
+                    varied = epochs >= _MANY_EPOCHS and source.varies
                 for group in optimizer.param_groups:
                     group["lr"] = peak * _schedule(clock.middle(share))
                 _update_(model, optimizer, companions)

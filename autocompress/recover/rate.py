@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _ENOUGH_STEPS = 16.0
-HURT = 0.1  # disagreement of a network that gains from the full rate however few the steps are
+_HURT = 0.1  # disagreement of a network that gains from the full rate however few the steps are
 
 
 def rate_share(damage: float, steps: float) -> float:
@@ -19,7 +19,7 @@ def rate_share(damage: float, steps: float) -> float:
         damage: `disagreement` before the training.
         steps: that the training will have, about.
     """
-    return min(1.0, max(damage / HURT, steps / _ENOUGH_STEPS))
+    return min(1.0, max(damage / _HURT, steps / _ENOUGH_STEPS))
 
 
 @torch.no_grad()
