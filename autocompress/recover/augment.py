@@ -12,7 +12,8 @@ from autocompress.recover.read import Split
 
 Augment = Literal["none", "hflip", "shift", "hflip+shift"]
 
-VIEWS, _UNMIXED = 8, 2
+VIEWS = 8
+_UNMIXED = 2  # of them, the first
 
 
 def augment(inputs: Tensor, kind: Augment, generator: torch.Generator) -> Tensor:

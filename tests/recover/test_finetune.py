@@ -72,6 +72,14 @@ def recover(train: Split, *, steps: int = 20, **options) -> tuple[TinyNet, Train
     return model, report
 
 
+def train_for(epochs: int, outputs: TeacherOutputs) -> None:
+    steps = epochs * (len(outputs.train) // TRAINER.batch_size)
+    finetune_(
+        TinyNet(channels=16), outputs, trainer=TRAINER, seconds=math.inf, steps=steps, learning_rate=0.01,
+        distill=DistillPlan(),
+    )  # fmt: skip
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in model.state_dict().items()}
 
@@ -328,14 +336,6 @@ def test_there_are_no_views_where_what_the_teacher_says_of_them_takes_too_much_m
     monkeypatch.setattr("autocompress.recover.finetune._MOST_BYTES", 8 * len(train) * 4 * 4 - 1)  # four classes
     train_for(20, outputs_of(teacher, train))
     assert teacher.samples == len(train)
-
-
-def train_for(epochs: int, outputs: TeacherOutputs) -> None:
-    steps = epochs * (len(outputs.train) // TRAINER.batch_size)
-    finetune_(
-        TinyNet(channels=16), outputs, trainer=TRAINER, seconds=math.inf, steps=steps, learning_rate=0.01,
-        distill=DistillPlan(),
-    )  # fmt: skip
 
 
 def test_without_a_teacher_there_are_no_soft_targets(train):
