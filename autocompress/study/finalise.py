@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,19 +16,17 @@ from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
 from autocompress.search.stopping import MIN_GAIN, Constraints, Rival, broken_bound
 from autocompress.study.executors import WorkerBug, WorkerDied
-from autocompress.study.last_trainings import Trainable, divide, prospect, worth
+from autocompress.study.last_trainings import Trainable, divide, prospect
 from autocompress.study.requests import MOST_CASCADES, CascadeRequest, Examination
 from autocompress.study.variants import best_variant
 
 if TYPE_CHECKING:
     from autocompress.study.driver import Driver
 
-_WORTHWHILE = 3.0  # a final training is this much longer than a trial's, or it is not worth its overhead
-_AT_LEAST = 6.0  # so much longer where there is time for it: few that are long bring more than many
-_AT_MOST = 16.0  # so much longer, and another plan is trained as well: a front is of several
+_AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is not worth its overhead
+_AT_MOST = 8.0  # so much longer, and another plan is trained as well: a front is of several
 _MOST = 12
-_RECENT, _RECENT_SHARE = 4, 0.1  # proposals, and share of the budget: both at least, to tell whether they were worth it
-_LUCK = 0.01  # of hypervolume that these seem to add where they add nothing: the best of them is taken as measured
+_RECENT = 3  # proposals, of which the mean of what was expected of them says what the next one will bring
 _VARIANTS = 0.2  # of the last stage's time is for other roundings of what was trained
 _VARIANT_TRAINING = 0.5  # of a trial's
 _MARGIN_S = 1.0
@@ -78,29 +77,19 @@ def _points(rivals: Sequence[Rival]) -> Floats:
 
 
 def is_time(driver: Driver) -> bool:
-    """Whether the study would be expected to end as well without the latest proposals, their time given to training.
-
-    Never where the sampler has no beliefs: it keeps to its share of the budget.
-    """
-    proposed = [i for i, t in enumerate(driver.trials) if t.origin == "search" and t.belief]
-    took = {i: driver.spent_s - driver.trials[i - 1].spent_s for i in proposed[: 1 - _RECENT]}
-    long_ago = [i for i, seconds in took.items() if seconds >= _RECENT_SHARE * driver.config.search.budget]
-    if not long_ago:
+    """Whether the time of one more proposal is expected to bring more in the last stage than the proposal would."""
+    believed = [float(t.belief["gain"]) for t in driver.trials if t.origin == "search" and t.belief]
+    if len(believed) < _RECENT:
         return False
-    since, left = long_ago[-1], _training_s(driver)
-    without = _outlook(driver, driver.trials[:since], left + took[since])
-    return _outlook(driver, driver.trials, left) <= without + _LUCK
-
-
-def _outlook(driver: Driver, trials: Sequence[TrialRecord], seconds: float) -> float:
-    """Hypervolume that the study is expected to end with, if nothing but these trials is trained for so long."""
-    trainable, front = _trainable(driver, trials)
-    return worth(front, driver.constraints.max_drop) + _divide(driver, trainable, front, seconds)[0]
+    trainable, left = _trainable(driver), _training_s(driver)
+    shorter = left - driver.schedule.train_s - driver.overhead_s()
+    lost = _divide(driver, *trainable, left)[0] - _divide(driver, *trainable, shorter)[0]
+    return lost > fmean(believed[-_RECENT:])
 
 
 def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
     """The trial that is trained further next, and for how many seconds: its share of the time that is left."""
-    (trainable, front), left = _trainable(driver, driver.trials), _training_s(driver)
+    (trainable, front), left = _trainable(driver), _training_s(driver)
     _, count = _divide(driver, trainable, front, left)
     if not count:
         return None
@@ -119,26 +108,22 @@ def _training_s(driver: Driver) -> float:
 
 
 def _divide(driver: Driver, trainable: Sequence[Trainable], front: Floats, seconds: float) -> tuple[float, int]:
-    usual_s, beside_s = driver.schedule.train_s, driver.overhead_s()
-    done = sum(t.origin == "final" for t in driver.trials)
-    short = not done and seconds < _AT_LEAST * usual_s + beside_s
     return divide(
         trainable,
         front,
         seconds=seconds,
-        beside_s=beside_s,
-        at_least_s=(_WORTHWHILE if short else _AT_LEAST) * usual_s,
-        at_most_s=_AT_MOST * usual_s,
-        most=_MOST - done,
+        beside_s=driver.overhead_s(),
+        at_least_s=_AT_LEAST * driver.schedule.train_s,
+        at_most_s=_AT_MOST * driver.schedule.train_s,
+        most=_MOST - sum(t.origin == "final" for t in driver.trials),
         max_drop=driver.constraints.max_drop,
     )
 
 
-def _trainable(driver: Driver, trials: Sequence[TrialRecord]) -> tuple[list[Trainable], Floats]:
-    """Those of the trials that are worth a look, and their front as it is believed to be, [n, 3]."""
-    by_number = {t.trial: t for t in trials}
-    rivals = [r for r in driver.believed_rivals() if r.trial in by_number]
-    finals = [t for t in trials if t.origin == "final"]
+def _trainable(driver: Driver) -> tuple[list[Trainable], Floats]:
+    """Trials that are worth a look, and the front as it is believed to be, [n, 3]."""
+    by_number = {t.trial: t for t in driver.trials}
+    rivals, finals = driver.believed_rivals(), [t for t in driver.trials if t.origin == "final"]
     points = _points(rivals)
     found = [
         Trainable(rival=r, before_s=before)

@@ -1,7 +1,7 @@
 """How many trials the last stage trains further, and for how long each: many for a short time or few for a long one.
 
-Both is foreseen from what training leaves of a loss, as in the search, so a study can be asked what it is expected to
-end with, and what it would be without its latest trials.
+Both is foreseen from what training leaves of a loss, as in the search, so what a second of the last stage is worth can
+be set against what the next proposal is expected to bring.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress.front.hypervolume import Floats, gain, hypervolume
+from autocompress.front.hypervolume import Floats, gain
 from autocompress.search.stopping import BEYOND, Rival
 from autocompress.search.surrogate import trained_on, training_factor
 
@@ -38,14 +38,6 @@ def prospect(trial: Trainable, front: Floats, *, seconds: float, max_drop: float
     """
     point = after(trial, seconds)
     return _share(point[0], max_drop) * gain(point, front)
-
-
-def worth(front: Floats, max_drop: float | None = None) -> float:
-    """Hypervolume of a front [n, 3]; what only trials beyond `max_drop` dominate counts for little."""
-    if max_drop is None:
-        return hypervolume(front)
-    inside = hypervolume(front[front[:, 0] <= max_drop])
-    return inside + BEYOND * (hypervolume(front) - inside)
 
 
 def _share(drop: float, max_drop: float | None) -> float:

@@ -21,7 +21,6 @@ OURS = "ours"
 # A sweep needs to know beforehand how long a plan may train. These are generous, since a sweep that ends early spends
 # the rest on training its front further, and one that ends late leaves plans out.
 START_S = 15.0  # until the first plan of the sweep: the worker, the baseline, fp16 and int8
-_EARLY = 0.6  # share of the last stage; in two minutes ours gives way after 50 to 60 s of them
 BESIDE_S = 2.5  # of one plan beside its training: pruning, timing with both activations, exporting, judging
 
 
@@ -82,12 +81,6 @@ _ALL = (
     *(_sweep(plans) for plans in (3, 7, 14)),
     _sampler("tpe", "tpe", "Optuna's TPE over every group and layer", sweep=0),
     _sampler("tpe_warm", "tpe", "the same after a uniform sweep of 7 plans", sweep=7),
-    Contender(
-        name="tpe_warm_early",
-        kind="baseline",
-        what=f"TPE after the same sweep, {_EARLY:.0%} of the time for the last stage, about what ours takes",
-        search={"sampler": "tpe", "sweep": 7, "final_share": _EARLY, "without": ENGINE},
-    ),
     _sampler("nsga2", "nsga2", "Optuna's NSGA-II, a uniform sweep of 7 plans in its first population", sweep=7),
     _sampler("random_stop", "random", "random plans; those that cannot enter the front are not trained", sweep=0),
     _sampler("knobs", "knobs", "TPE over a few shared dials after a uniform sweep of 7 plans", sweep=7),

@@ -47,64 +47,22 @@ def test_a_file_beyond_a_bound_is_not_trained_further(monkeypatch):
     assert finalise._next_to_train(driver) is None
 
 
-BETTER, WORSE, NEARLY = (0.01, 0.05, 0.2), (0.03, 0.4, 0.6), (0.0199, 0.2, 0.3)
-
-
 @pytest.mark.parametrize(
-    ("seconds", "done", "trained_s"),
-    [(40.0, False, 18.5), (15.0, False, 13.0), (10.0, False, 8.0), (7.0, False, None), (10.0, True, None)],
+    ("gains", "over"), [((0.2, 0.1, 0.1), False), ((0.2, 1e-5, 1e-5, 1e-5), True), ((1e-5,), False)]
 )
-def test_last_trainings_are_long_and_only_the_first_may_be_shorter(monkeypatch, seconds, done, trained_s):
-    """A trial trains for 2 s and takes another, and 1 s is kept for the end."""
-    plans = [CompressionPlan(prune_ratio={"a": ratio}, weight_bits={"a": 4}) for ratio in (0.5, 0.25, 0.75)]
-    points = [(0.02, 0.2, 0.3), (0.03, 0.1, 0.5), (0.04, 0.05, 0.2)]
-    rivals = [replace(rival(i, *point), plan=plan) for i, (point, plan) in enumerate(zip(points, plans, strict=True))]
+def test_the_search_is_over_when_its_time_is_worth_more_in_the_last_stage(monkeypatch, gains, over):
+    plans = [CompressionPlan(prune_ratio={"a": ratio}, weight_bits={"a": 4}) for ratio in (0.5, 0.25)]
+    rivals = [replace(rival(1, 0.02, 0.2, 0.3), plan=plans[0]), replace(rival(2, 0.03, 0.1, 0.5), plan=plans[1])]
     monkeypatch.setattr(finalise, "_variants_s", lambda _: 0.0)
-    driver, _ = driver_of(rivals, seconds=seconds, monkeypatch=monkeypatch)
+    driver, _ = driver_of(rivals, seconds=20.0, monkeypatch=monkeypatch)
     driver.schedule = SimpleNamespace(train_s=2.0, final_s=30.0)
-    driver.trials = [replace(t, equivalent_s=2.0) for t in driver.trials]
-    if done:
-        other = CompressionPlan(prune_ratio={"a": 0.9}, weight_bits={"a": 4})
-        driver.trials.append(TrialRecord(trial=9, state=TrialState.COMPLETE, plan=other, origin="final"))
-    chosen = finalise._next_to_train(driver)
-    assert (chosen and chosen[1]) == (None if trained_s is None else pytest.approx(trained_s, abs=0.1))
-
-
-@pytest.mark.parametrize(
-    ("proposed", "over"),
-    [
-        ([WORSE, BETTER, WORSE, WORSE], False),
-        ([BETTER, WORSE, WORSE, WORSE, WORSE], True),
-        ([WORSE, NEARLY, WORSE, WORSE], True),  # no more than luck
-        ([WORSE, WORSE, WORSE], False),  # too few to tell
-    ],
-)
-def test_the_search_is_over_when_its_last_proposals_were_not_worth_their_time(monkeypatch, proposed, over):
-    points = [(0.02, 0.2, 0.3), (0.03, 0.1, 0.5), *proposed]
-    rivals = [
-        replace(rival(i, *point), plan=CompressionPlan(prune_ratio={"a": i / 10}, weight_bits={"a": 4}))
-        for i, point in enumerate(points, start=1)
+    trained = [replace(t, equivalent_s=2.0) for t in driver.trials]
+    proposed = [
+        replace(trained[0], trial=3 + i, origin="search", belief={"gain": gain}) for i, gain in enumerate(gains)
     ]
-    monkeypatch.setattr(finalise, "_variants_s", lambda _: 0.0)
-    driver, _ = driver_of(rivals, seconds=40.0, monkeypatch=monkeypatch)
-    driver.schedule = SimpleNamespace(train_s=2.0, final_s=30.0)
-    driver.trials = [
-        replace(
-            t,
-            equivalent_s=2.0,
-            spent_s=3.0 * t.trial,
-            origin="search" if t.trial > 2 else "anchor",
-            belief={"gain": 0.1},
-        )
-        for t in driver.trials
-    ]
-    driver.spent_s = driver.trials[-1].spent_s
-    driver.config = SimpleNamespace(search=SimpleNamespace(budget=100.0))
+    driver.trials = [*trained, *proposed]
     assert finalise.is_time(driver) is over
-    driver.config.search.budget = 1000.0
-    assert not finalise.is_time(driver), "of a long budget so few seconds say nothing"
-    driver.config.search.budget = 100.0
-    driver.trials = [replace(t, belief={}) for t in driver.trials]
+    driver.trials = trained
     assert not finalise.is_time(driver), "a sampler that believes nothing has its time"
 
 

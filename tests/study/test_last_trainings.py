@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocompress.front.hypervolume import gain, hypervolume
+from autocompress.front.hypervolume import gain
 from autocompress.plan import CompressionPlan
 from autocompress.search.stopping import Rival
-from autocompress.study.last_trainings import Trainable, after, divide, prospect, worth
+from autocompress.study.last_trainings import Trainable, after, divide, prospect
 
 
 def trial(number: int, drop: float, size: float, latency: float, *, before_s: float = 1.0) -> Trainable:
@@ -95,10 +95,3 @@ def test_none_is_trained_for_all_the_time_when_others_wait():
 def test_more_time_is_worth_more():
     values = [divided(FRONT, seconds)[0] for seconds in (5.0, 10.0, 20.0, 40.0)]
     assert values == sorted(set(values))
-
-
-def test_what_only_trials_beyond_the_allowed_drop_dominate_counts_for_little():
-    front = np.array([(0.01, 0.2, 0.5), (0.03, 0.1, 0.2)])
-    assert worth(front) == hypervolume(front) == worth(front, max_drop=0.04)
-    inside = hypervolume(front[:1])
-    assert worth(front, max_drop=0.02) == pytest.approx(inside + 0.1 * (hypervolume(front) - inside))
