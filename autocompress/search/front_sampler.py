@@ -313,7 +313,7 @@ class FrontSampler(BaseSampler):
             width=width,
             bits=bits,
             rank=rank,
-            blocks=np.full(len(blocks), np.inf) if "blocks" in self._without else blocks,
+            blocks=blocks,
             size=_log_uniform(draw, _SIZE_PRICES, count) * weighed / self._reference.size_bytes,
             latency=_log_uniform(draw, _LATENCY_PRICES, count) * timed,
             multiply=np.array([s[0] for s in shares]),
@@ -366,7 +366,7 @@ class FrontSampler(BaseSampler):
         elif what < 4 / 6 and one.bits.size:
             layer, step = _step(which, one.bits.shape[1])
             one.bits[0, layer] = min(max(one.bits[0, layer] + step, 0), len(options.bits) - 1)
-        elif what < 5 / 6 and one.removed.size and "blocks" not in self._without:
+        elif what < 5 / 6 and one.removed.size:
             block = int(which * one.removed.shape[1])
             one.removed[0, block] = not one.removed[0, block]
         else:

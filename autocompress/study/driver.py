@@ -162,8 +162,10 @@ class Driver:
         return prepared
 
     def _space_config(self) -> SpaceConfig:
-        """Without dynamic integers where the runtime does not know their operators."""
+        """Without dynamic integers where the runtime does not know their operators, and without what is left out."""
         space = self.config.space
+        if self._leaves_out("blocks"):
+            space = space.model_copy(update={"remove_blocks": False})
         if self.config.device.runtime == "onnxruntime":
             return space
         return space.model_copy(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["ours", "baseline", "ablation"]
+Kind = Literal["ours", "baseline", "helped", "ablation"]
 
 PARTS = ("solver", "surrogate", "compensation", "ladder", "stop", "inherit", "blocks")
 # What belongs to the engine and not to the evaluator: a contender that is not ours has none of it.
@@ -30,7 +30,7 @@ class Contender:
 
     Attributes:
         name: as in the tables; it never changes its meaning.
-        kind: "ablation" is ours without one part.
+        kind: "helped" is a baseline with one part of the engine, "ablation" is ours without one.
         what: one phrase for the table of contenders.
         search: keys of `[search]` that differ from the study file.
         plans: of a pure sweep, over which the searching time is divided equally; 0 for the others.
@@ -61,6 +61,12 @@ def _sampler(name: str, sampler: str, what: str, *, sweep: int) -> Contender:
     return Contender(name=name, kind="baseline", what=what, search=search)
 
 
+def _with_blocks(name: str, base: Contender) -> Contender:
+    without = tuple(part for part in ENGINE if part != "blocks")
+    what = f"{base.name}, which may leave out whole blocks as ours may"
+    return Contender(name=name, kind="helped", what=what, search={**base.search, "without": without})
+
+
 def _without(part: str) -> Contender:
     search = {"sampler": "front", "without": (part,)}
     return Contender(name=f"no_{part}", kind="ablation", what=f"ours without {_PART_WORDS[part]}", search=search)
@@ -76,11 +82,14 @@ _PART_WORDS = {
     "blocks": "dropping blocks",
 }
 
+_TPE = _sampler("tpe", "tpe", "Optuna's TPE over every group and layer", sweep=0)
+_TPE_WARM = _sampler("tpe_warm", "tpe", "the same after a uniform sweep of 7 plans", sweep=7)
+
 _ALL = (
     Contender(name=OURS, kind="ours", what="the front sampler, as it is by default", search={"sampler": "front"}),
     *(_sweep(plans) for plans in (3, 7, 14)),
-    _sampler("tpe", "tpe", "Optuna's TPE over every group and layer", sweep=0),
-    _sampler("tpe_warm", "tpe", "the same after a uniform sweep of 7 plans", sweep=7),
+    _TPE,
+    _TPE_WARM,
     _sampler("nsga2", "nsga2", "Optuna's NSGA-II, a uniform sweep of 7 plans in its first population", sweep=7),
     _sampler("random_stop", "random", "random plans; those that cannot enter the front are not trained", sweep=0),
     _sampler("knobs", "knobs", "TPE over a few shared dials after a uniform sweep of 7 plans", sweep=7),
@@ -91,6 +100,8 @@ _ALL = (
         what="a front from sensitivities measured once, without feedback from training",
         search={"sampler": "front", "sweep": 0, "without": ("surrogate", "ladder", "inherit", "blocks")},
     ),
+    _with_blocks("tpe_blocks", _TPE),
+    _with_blocks("tpe_warm_blocks", _TPE_WARM),
     *(_without(part) for part in PARTS),
 )
 

@@ -13,7 +13,7 @@ from example_study import FACTS, example_trial
 
 from autocompress.config import StudyConfig, load_config
 from autocompress.errors import BudgetError, UsageError
-from autocompress.records import Baseline, Latency, StudyState, TrialRecord, TrialState
+from autocompress.records import Baseline, BlockFacts, Latency, StudyState, TrialRecord, TrialState
 from autocompress.study import driver as driver_module
 from autocompress.study.database import explained
 from autocompress.study.executors import WorkerBug, WorkerDied
@@ -446,3 +446,18 @@ def test_limits_are_handed_to_every_trial(script):
     script.evaluate = evaluate
     search(script, max_drop=0.02, max_size="1kB", max_latency=3.0)
     assert {(c.max_drop, c.max_size, c.max_latency) for c in seen} == {(0.02, 1000, 3.0)}
+
+
+@pytest.mark.parametrize("sampler", ["front", "tpe", "random"])
+def test_no_plan_leaves_out_a_block_where_blocks_are_left_to_others(script, sampler):
+    facts = replace(FACTS, blocks=(BlockFacts(name="block", layers=("conv1",), groups=("conv1",)),))
+    ready = script.ready
+    script.prepare = lambda: replace(ready(), facts=facts)
+    search(script, sampler=sampler, max_trials=20, without=("blocks",))
+    proposed = [t for t in trials(script) if t.origin == "search"]
+    assert len(proposed) > 5
+    assert not any(t.plan.removed_blocks for t in proposed)
+    with StudyStore(script.workspace, readonly=True) as store:
+        shutil.rmtree(store.workspace)
+    search(script, sampler=sampler, max_trials=20)
+    assert any(t.plan.removed_blocks for t in trials(script)), "else the test says nothing"
