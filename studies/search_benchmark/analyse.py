@@ -168,13 +168,18 @@ def compare(runs: Runs, others: Mapping[str, str], *, who: str = OURS, drop: flo
     )
 
 
-def best_baselines(runs: Runs, *, drop: float = DROP) -> dict[str, str]:
-    """For each task that ours has: the baseline of the highest mean at the full budget, over the seeds of ours."""
+def best_baselines(runs: Runs, *, drop: float = DROP, helped: bool = False) -> dict[str, str]:
+    """For each task that ours has: the baseline of the highest mean at the full budget, over the seeds of ours.
+
+    Args:
+        helped: among those that were given a part of the engine, too.
+    """
     found = {}
+    names = [*_names(runs, "baseline"), *(_names(runs, "helped") if helped else [])]
     for task in _tasks(runs):
         means = {
             name: statistics.fmean(values)
-            for name in _names(runs, "baseline")
+            for name in names
             if (
                 values := [
                     runs[t, c, s].final(drop) for t, c, s in runs if (t, c) == (task, name) and (t, OURS, s) in runs
@@ -247,8 +252,23 @@ def _verdict(runs: Runs) -> str:
             f"hypervolume than the best baseline of each task; {_judged(compared)}.{own}",
             f"- It had their final value {median:.1f} times sooner than they (median of {len(ups)} pairs); "
             f"{SPEED_UP:.0f} times was asked: **{_met(median >= SPEED_UP)}**.",
+            *_helped(runs),
         ]
     )
+
+
+def _helped(runs: Runs) -> list[str]:
+    """The same where baselines with a part of the engine count, too: no criterion, but nothing to keep quiet about."""
+    if not _names(runs, "helped"):
+        return []
+    best = best_baselines(runs, helped=True)
+    interval = compare(runs, best).interval
+    assert interval is not None
+    best_of = ", ".join(f"{name} on {task}" for task, name in best.items())
+    return [
+        f"- Beside the question: against the best of each task where those count that were given a part of the engine "
+        f"({best_of}) it is {_percent(interval.mean)} {_range(interval)}."
+    ]
 
 
 def _judged(compared: Comparison) -> str:
@@ -300,8 +320,8 @@ def _pairs(runs: Runs) -> str:
         lines.append([name, str(c.pairs), _percent(_mean_of(c)), _range(c.interval), f"{c.wins:.0%}", p, *by_task])
     head = ["against", "pairs", "more hypervolume", "95 %", "ours ahead", "p (Holm)", *tasks]
     return (
-        "Paired by task and seed, relative to the other's mean. Baselines first, then ours without one part: there a "
-        "value above 0 is what the part is worth.\n\n" + _table(head, lines)
+        "Paired by task and seed, relative to the other's mean. Baselines first, those with a part of the engine among "
+        "them, then ours without one part: there a value above 0 is what the part is worth.\n\n" + _table(head, lines)
     )
 
 

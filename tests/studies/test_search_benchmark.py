@@ -178,6 +178,12 @@ class TestContenders:
                 without = set(contender.search["without"])
                 assert {"surrogate", "ladder", "inherit", "blocks"} <= without
                 assert not without & {"compensation", "stop"}
+        helped = {c.name: c for c in contenders.CONTENDERS.values() if c.kind == "helped"}
+        assert set(helped) == {"tpe_blocks", "tpe_warm_blocks"}
+        for name, contender in helped.items():
+            bare = contenders.CONTENDERS[name.removesuffix("_blocks")].search
+            assert set(bare["without"]) - set(contender.search["without"]) == {"blocks"}
+            assert {**bare, "without": ()} == {**contender.search, "without": ()}
 
 
 class TestTasks:
@@ -360,6 +366,14 @@ class TestAnalyse:
         assert "ours has +20.0 % [+20.0, +20.0] more hypervolume" in text
         assert text.count("**met**") == 2
         assert "| ours | 10 | 0.000 | 0.000 | 0.540 |" in text
+
+    def test_a_baseline_with_a_part_of_the_engine_is_told_beside_the_answer(self, folder):
+        assert "Beside the question" not in report_of(folder)
+        written(folder, [("b", "tpe_blocks", seed, 80, 0.25, 0.0) for seed in range(5)])  # 0.75, where ours has 0.6
+        text = report_of(folder)
+        assert "ours has +20.0 % [+20.0, +20.0] more hypervolume" in text
+        assert text.count("**met**") == 2
+        assert "(sweep3 on a, tpe_blocks on b) it is +0.0 % [+0.0, +0.0]" in text  # +20 % and -20 %
 
     def test_a_crashed_run_of_ours_counts_as_0_and_is_named(self, folder):
         written(folder, [], crashed=[("a", "ours", 5)])
