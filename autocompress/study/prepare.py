@@ -26,7 +26,8 @@ from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Baseline
 from autocompress.recover.data import DataSplits, data_digest, split_data
-from autocompress.recover.finetune import Answers, TeacherOutputs, Trainer, prefers_bf16
+from autocompress.recover.outputs import Answers, TeacherOutputs
+from autocompress.recover.trainer import Trainer, prefers_bf16
 from autocompress.search.profile import measure_sensitivity
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.space.attention import open_attention_

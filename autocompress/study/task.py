@@ -31,8 +31,9 @@ from autocompress.recover.companions import Companion, companions_for
 from autocompress.recover.damage import reestimate_
 from autocompress.recover.data import DataSplits, Split
 from autocompress.recover.distill import hard_loss
-from autocompress.recover.finetune import TeacherOutputs, Trainer, evaluate_in_torch
+from autocompress.recover.outputs import TeacherOutputs
 from autocompress.recover.teacher import Ensemble
+from autocompress.recover.trainer import Trainer, evaluate_in_torch
 from autocompress.search.cascades import Pair
 from autocompress.space.search_space import kept_widths
 from autocompress.study.requests import Source

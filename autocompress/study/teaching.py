@@ -13,8 +13,10 @@ from autocompress.config import ModelConfig, StudyConfig
 from autocompress.errors import UsageError
 from autocompress.plan import DistillPlan
 from autocompress.recover.data import DataSplits
-from autocompress.recover.finetune import TeacherOutputs, Trainer, finetune_
+from autocompress.recover.finetune import finetune_
+from autocompress.recover.outputs import TeacherOutputs
 from autocompress.recover.teacher import Ensemble
+from autocompress.recover.trainer import Trainer
 from autocompress.study.digests import teacher_digest
 from autocompress.study.progress import Report, each_second
 from autocompress.study.requests import TEACHER_CUT, Source

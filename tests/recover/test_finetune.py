@@ -15,18 +15,12 @@ from torch import Tensor, nn
 from autocompress.compress.quantize import FakeQuantize, limit_for, quantize_weights_, settle_weights_
 from autocompress.plan import DistillPlan
 from autocompress.recover import finetune
+from autocompress.recover import outputs as teaching
+from autocompress.recover import trainer as running
 from autocompress.recover.data import Split
-from autocompress.recover.finetune import (
-    TeacherOutputs,
-    Trainer,
-    TrainingReport,
-    _Clock,
-    _schedule,
-    _thin,
-    evaluate_in_torch,
-    finetune_,
-    prefers_bf16,
-)
+from autocompress.recover.finetune import TrainingReport, _Clock, _schedule, _thin, finetune_
+from autocompress.recover.outputs import TeacherOutputs
+from autocompress.recover.trainer import Trainer, evaluate_in_torch, prefers_bf16
 
 CPU = torch.device("cpu")
 TRAINER = Trainer(device=CPU, bf16=False, batch_size=32)
@@ -111,10 +105,10 @@ def test_images_reach_every_convolution_in_the_faster_format_also_with_rounded_w
     model = quantize_weights_(nn.Sequential(nn.Conv2d(channels, 8, 3), nn.Conv2d(8, 8, 1)), {"0": 4, "1": 4})
     model.to(memory_format=torch.channels_last)
     x = torch.randn(2, channels, 6, 6)
-    images = finetune._channels_last(x)
+    images = running._channels_last(x)
     assert torch.equal(images, x)
     assert model[0](images).is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(finetune._channels_last(torch.ones(2, 3)), torch.ones(2, 3))
+    assert torch.equal(running._channels_last(torch.ones(2, 3)), torch.ones(2, 3))
 
 
 def test_networks_over_volumes_are_trained():
@@ -333,7 +327,7 @@ def test_a_training_of_many_epochs_sees_views_and_a_shorter_one_the_data_as_it_i
 
 def test_there_are_no_views_where_what_the_teacher_says_of_them_takes_too_much_memory(train, monkeypatch):
     teacher = Counted()
-    monkeypatch.setattr("autocompress.recover.finetune._MOST_BYTES", 8 * len(train) * 4 * 4 - 1)  # four classes
+    monkeypatch.setattr(teaching, "_MOST_BYTES", 8 * len(train) * 4 * 4 - 1)  # four classes
     train_for(20, outputs_of(teacher, train))
     assert teacher.samples == len(train)
 
@@ -525,6 +519,6 @@ def test_a_network_that_fails_in_bfloat16_is_trained_in_float_and_of_a_slow_one_
     assert not prefers_bf16(Strict(), [torch.zeros(64, 4)], CPU)
     assert seen == [16] * 4 + [64] * 5, "a whole batch, since that is quick"
     seen.clear()
-    monkeypatch.setattr(finetune, "_SLOW_S", 0.0)
+    monkeypatch.setattr(running, "_SLOW_S", 0.0)
     assert not prefers_bf16(Strict(), [torch.zeros(64, 4)], CPU)
     assert seen == [16] * 5
