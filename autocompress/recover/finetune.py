@@ -146,7 +146,6 @@ def finetune_(
     )
 
 
-@torch.no_grad()
 @dataclass(slots=True)
 class _Clock:
     seconds: float

@@ -41,6 +41,7 @@ def forward(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> T
     return result
 
 
+@torch.no_grad()
 def evaluate_in_torch(model: nn.Module, split: Split, trainer: Trainer) -> Tensor:
     """Outputs of `model` (in eval mode) on a split, [n, ...], in batches; a guard, never a reported number."""
     parts = [t.split(500) for t in split.inputs]  # type: ignore[no-untyped-call]
