@@ -369,11 +369,11 @@ class TestAnalyse:
 
     def test_a_baseline_with_a_part_of_the_engine_is_told_beside_the_answer(self, folder):
         assert "Beside the question" not in report_of(folder)
-        written(folder, [("b", "tpe_blocks", seed, 80, 0.25, 0.0) for seed in range(5)])  # 0.75, where ours has 0.6
+        written(folder, [("b", "tpe_blocks", seed, 80, 0.2, 0.0) for seed in range(5)])  # 0.8, where ours has 0.6
         text = report_of(folder)
         assert "ours has +20.0 % [+20.0, +20.0] more hypervolume" in text
         assert text.count("**met**") == 2
-        assert "(sweep3 on a, tpe_blocks on b) it is +0.0 % [+0.0, +0.0]" in text  # +20 % and -20 %
+        assert "(sweep3 on a, tpe_blocks on b) it is -2.5 % [-2.5, -2.5]" in text  # +20 % and -25 %
 
     def test_a_crashed_run_of_ours_counts_as_0_and_is_named(self, folder):
         written(folder, [], crashed=[("a", "ours", 5)])
