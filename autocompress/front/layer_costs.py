@@ -93,7 +93,7 @@ class LayerLatencies:
             return None
         at = self._options.encode([plan])
         multiplying, moving = self._model.layer_shares(ACTIVATIONS.index(plan.activations))
-        products, elements = layer_work(self._options, at)
+        products, elements = layer_work(self._options, at, lanes=self._model.lanes)
         per_layer = multiplying * products[0] + moving * elements[0]
         left = self._options.layers_left(at.removed)[0]
         ratios = per_layer * left

@@ -6,19 +6,24 @@ corrects the table, so it is about right where the search is.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from autocompress.plan import ACTIVATIONS
 from autocompress.search.options import Candidates, Floats, Ints, Options
 from autocompress.search.surrogate import LinearBelief
 
-LANES = 8  # channels that cost as much as one; what a vector unit takes at once
+LANES = (8, 16)  # channels that cost as much as one, as vector units take them at once: the device's files say which
 DEPTHWISE = 4.0  # a depthwise multiply-accumulate costs about this many dense ones
 _SHARES = np.array([0.3, 0.5, 0.2])  # of the dense network's time at first believed: fixed, multiplying, moving
 _SHARES_SD = np.array([0.3, 0.4, 0.2])
 _INT8_SPEED = 0.7  # time in integers over time in float, before any was timed
 _OWN_WAY = 0.5  # sd of a layer's share, relative to what the work says
 _MISFIT = 0.015  # of a ratio, relative: what a sum over layers cannot tell
+_FAR_OFF = 0.3  # of a logarithm of a ratio: a prediction that misses by more tells no more
+_DOUBTED = 0.1  # by which other vectors than the first must have missed less
+_LEAST_RATIO = 0.02  # that is predicted
 _GRAPH_BYTES, _LAST = 6000.0, 50  # of a file before any was weighed; files that the mean is taken over
 NODE_BYTES = 120.0  # of the graph for a second factor
 _ZIPPED, _ZIPPED_SD, _ZIPPED_NOISE = 0.9, 0.05, 0.03  # of the weights' bytes that are left; of the file
@@ -127,10 +132,10 @@ def zipped_share(zeroed: Floats, bits: np.ndarray) -> Floats:
 
 
 class LatencyModel:
-    """Latency ratio to the baseline as a sum over layers of what multiplying and moving data takes, per activations.
+    """Latency ratio to the baseline as a sum over layers, for vectors of the width that has predicted best so far.
 
-    A Bayesian linear model: the prior splits the dense network's time by multiply-accumulates, every
-    timed file corrects it. Channels count in whole vectors of `LANES`.
+    How many channels cost as much as one depends on the processor and on its runtime's kernels: with the same widths of
+    vectors, eight channels take half of the time of sixteen on one and nearly all of it on another.
 
     Args:
         options: of the space.
@@ -138,9 +143,47 @@ class LatencyModel:
     """
 
     def __init__(self, options: Options, *, noise: float = 0.0) -> None:
+        self._sums = [_LatencySum(options, lanes, noise=noise) for lanes in LANES]
+        self._missed = np.where(np.arange(len(LANES)) > 0, _DOUBTED, 0.0)
+
+    @property
+    def lanes(self) -> int:
+        """Channels that cost as much as one."""
+        return self._best.lanes
+
+    def predict(self, candidates: Candidates) -> Floats:
+        """Ratio to the baseline's latency, [n]."""
+        return self._best.predict(candidates)
+
+    def observe(self, candidates: Candidates, ratios: Floats) -> None:
+        """Learn from timed files."""
+        for row in range(len(ratios)):
+            one, ratio = candidates.take(slice(row, row + 1)), float(ratios[row])
+            for i, each in enumerate(self._sums):
+                self._missed[i] += min(_FAR_OFF, abs(math.log(each.predict(one)[0] / max(ratio, _LEAST_RATIO))))
+                each.observe(one, ratio)
+
+    def layer_shares(self, kind: int) -> tuple[Floats, Floats]:
+        """What multiplying and moving cost per unit of `work`, each [layers], never negative."""
+        return self._best.layer_shares(kind)
+
+    @property
+    def _best(self) -> _LatencySum:
+        return self._sums[int(self._missed.argmin())]
+
+
+class _LatencySum:
+    """What multiplying and moving data takes, per layer and activations, if channels count in vectors of `lanes`.
+
+    A Bayesian linear model: the prior splits the dense network's time by multiply-accumulates, every timed file
+    corrects it.
+    """
+
+    def __init__(self, options: Options, lanes: int, *, noise: float) -> None:
+        self.lanes = lanes
         self._options = options
         self._spread = float(np.hypot(_MISFIT, noise))
-        dense = work_of(options, options.out_dense[None], options.in_dense[None])
+        dense = work_of(options, options.out_dense[None], options.in_dense[None], lanes=lanes)
         self._dense = np.concatenate([part[0] for part in dense])
         self._layers = len(options.taps)
         self._shares = np.concatenate([part[0] / max(part[0].sum(), 1e-9) for part in dense])
@@ -152,22 +195,17 @@ class LatencyModel:
         ]
 
     def predict(self, candidates: Candidates) -> Floats:
-        """Ratio to the baseline's latency, [n]."""
         features = self._features(candidates)
         ratios = np.zeros(len(candidates))
         for kind, belief in enumerate(self._beliefs):
             rows = candidates.activations == kind
             ratios[rows] = belief.mean_of(features[rows])
-        return np.maximum(ratios, 0.02)
+        return np.maximum(ratios, _LEAST_RATIO)
 
-    def observe(self, candidates: Candidates, ratios: Floats) -> None:
-        """Learn from timed files."""
-        features = self._features(candidates)
-        for row, ratio in enumerate(ratios.tolist()):
-            self._beliefs[int(candidates.activations[row])].observe(features[row], ratio, self._spread * ratio)
+    def observe(self, one: Candidates, ratio: float) -> None:
+        self._beliefs[int(one.activations[0])].observe(self._features(one)[0], ratio, self._spread * ratio)
 
     def layer_shares(self, kind: int) -> tuple[Floats, Floats]:
-        """What multiplying and moving cost per unit of `work`, each [layers], never negative."""
         theta = self._beliefs[kind].mean
         scale = np.repeat(theta[1:3], self._layers)
         weights = np.maximum(scale * self._shares + theta[3:], 0.0) / np.maximum(self._dense, 1e-12)
@@ -176,43 +214,50 @@ class LatencyModel:
     def _features(self, candidates: Candidates) -> Floats:
         """1, both kinds of work in units of the dense network's, and the same for each layer, [n, 3 + 2 layers]."""
         left = np.tile(self._options.layout(candidates).layers_left, 2)
-        work = np.concatenate(layer_work(self._options, candidates), axis=1)
+        work = np.concatenate(layer_work(self._options, candidates, lanes=self.lanes), axis=1)
         parts = left * work / np.maximum(self._dense, 1e-12)
         weighted = parts * self._shares
         sums = [np.ones(len(parts)), weighted[:, : self._layers].sum(1), weighted[:, self._layers :].sum(1)]
         return np.concatenate([np.stack(sums, axis=1), parts], axis=1)
 
 
-def layer_work(options: Options, candidates: Candidates) -> tuple[Floats, Floats]:
+def layer_work(options: Options, candidates: Candidates, *, lanes: int) -> tuple[Floats, Floats]:
     """What `LatencyModel.layer_shares` is a price of, each [n, layers]."""
     at = options.layout(candidates)
-    return work_of(options, at.outputs, at.inputs, at.kept)
+    return work_of(options, at.outputs, at.inputs, at.kept, lanes=lanes)
 
 
 def work_of(
-    options: Options, outputs: Floats, inputs: Floats, rank: Floats | None = None, layers: Ints | slice | None = None
+    options: Options,
+    outputs: Floats,
+    inputs: Floats,
+    rank: Floats | None = None,
+    layers: Ints | slice | None = None,
+    *,
+    lanes: int,
 ) -> tuple[Floats, Floats]:
     """(multiply-accumulates, elements written) with channels rounded up to whole vectors, shaped as `outputs`.
 
     Args:
         outputs, inputs: [n, all layers], or [n, len(layers), options].
         rank: directions kept by layers that are two factors, 0 for whole ones.
+        lanes: channels of a vector.
     """
     places, taps, alone = options.positions, options.taps, options.depthwise
     first, more = options.first_taps, np.where(options.factored, options.places, 0.0)  # infinite for the others
     if layers is not None:
         places, taps, alone, first, more = (v[layers][:, None] for v in (places, taps, alone, first, more))
-    width = in_vectors(outputs)
+    width = in_vectors(outputs, lanes)
     multiplied = places * taps * np.where(alone, DEPTHWISE, in_vectors(inputs, 4)) * width
     moved = places * width
     if rank is None:
         return multiplied, moved
-    written = more * in_vectors(rank)  # by the first factor, per place
+    written = more * in_vectors(rank, lanes)  # by the first factor, per place
     products = first * in_vectors(inputs, 4) * written + taps / first * rank * width  # ranks are multiples of 4
     return np.where(rank > 0, places * products, multiplied), moved + places * written
 
 
-def in_vectors(channels: Floats, lanes: int = LANES) -> Floats:
+def in_vectors(channels: Floats, lanes: int) -> Floats:
     """Channels rounded up to a multiple of `lanes`."""
     rounded: Floats = lanes * np.ceil(channels / lanes)
     return rounded

@@ -320,6 +320,7 @@ class FrontSampler(BaseSampler):
             move=np.array([s[1] for s in shares]),
             activations=kinds,
             least_bits=np.where(kinds > 0, narrow, 0),
+            lanes=self._latency.lanes,
         )
         solved = self._solver.solve(prices)
         return replace(solved, zeroed=draw.choice(options.zeroed, count)) if len(options.zeroed) > 1 else solved

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from autocompress.search.cost import DEPTHWISE, NODE_BYTES, PER_WEIGHT, in_vectors, weights_of, work_of
+from autocompress.search.cost import DEPTHWISE, LANES, NODE_BYTES, PER_WEIGHT, in_vectors, weights_of, work_of
 from autocompress.search.options import Candidates, Flags, Floats, Ints, Options
 
 _EVERY = slice(None)  # layer
@@ -33,6 +34,7 @@ class Prices:
         multiply, move: [n, layers] latency ratio per unit of work, as `LatencyModel.layer_shares` gives it.
         activations: [n] kinds, which are given.
         least_bits: [n] index of the widest allowed bits; integer activations need at most 8.
+        lanes: channels that cost as much as one, one of `LANES`.
     """
 
     width: Floats
@@ -45,11 +47,13 @@ class Prices:
     move: Floats
     activations: Ints
     least_bits: Ints
+    lanes: int
 
     def twice(self) -> Prices:
         """The same for every plan and its twin, which comes behind all others."""
         names = ("size", "latency", "multiply", "move", "activations", "least_bits")
-        return replace(self, **{name: np.concatenate([getattr(self, name)] * 2) for name in names})
+        doubled: dict[str, Any] = {name: np.concatenate([getattr(self, name)] * 2) for name in names}
+        return replace(self, **doubled)
 
 
 class Solver:
@@ -144,7 +148,8 @@ class Solver:
         into = np.maximum(others[..., None] + touched.inputs, 1.0)
         a, b, c, d = terms[:, :, layer, None]
         price = out * (a * into + b)
-        price += (in_vectors(fixed)[..., None] + touched.vectors) * (c * in_vectors(into, 4) + d)
+        vectors = in_vectors(fixed, prices.lanes)[..., None] + touched.vectors[prices.lanes]
+        price += vectors * (c * in_vectors(into, 4) + d)
         if options.factors and (apart := np.flatnonzero(state.rank[:, layer].any(0))).size:
             some, bits = layer[apart], options.bits[state.bits]
             out, into = out[:, apart], into[:, apart]
@@ -186,7 +191,7 @@ class Solver:
         size = weights_of(options, out, into, kept, layers) * PER_WEIGHT[bits][..., None] + 4 * (1 + few) * out
         if kept is not None:
             size += 4 * few * kept + NODE_BYTES * (kept > 0)
-        multiplied, moved = work_of(options, out, into, kept, layers)
+        multiplied, moved = work_of(options, out, into, kept, layers, lanes=prices.lanes)
         multiply, move = (prices.latency[:, None] * part[:, layers] for part in (prices.multiply, prices.move))
         price: Floats = prices.size[:, None, None] * size
         price += multiply[..., None] * multiplied
@@ -237,7 +242,7 @@ class _Touched:
     Attributes:
         place: [pairs] index of the pair's group in `groups`, which rise.
         outputs, inputs: [pairs, options] what a width of the group brings to the layer's outputs and inputs.
-        vectors: the same as `outputs`, rounded up to whole vectors.
+        vectors: the same as `outputs`, rounded up to whole vectors, for each of `LANES`.
     """
 
     def __init__(self, options: Options, groups: list[int]) -> None:
@@ -251,7 +256,7 @@ class _Touched:
         self.feeds = options.feeds[self.layer, self.group]
         asked = options.widths[self.group].astype(float)
         self.outputs, self.inputs = self.is_output[:, None] * asked, self.feeds[:, None] * asked
-        self.vectors = in_vectors(self.outputs)
+        self.vectors = {lanes: in_vectors(self.outputs, lanes) for lanes in LANES}
 
 
 def independent_groups(options: Options) -> list[list[int]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from autocompress.search.cost import (
+    LANES,
     PER_WEIGHT,
     LatencyModel,
     SizeModel,
@@ -28,8 +29,9 @@ def test_a_weight_takes_its_share_of_the_words_that_many_fill():
     assert stored_bytes(np.full(len(bits), float(count)), bits) / count == pytest.approx(PER_WEIGHT[bits], rel=1e-12)
 
 
-def test_channels_count_in_whole_vectors():
-    assert in_vectors(np.array([1.0, 8.0, 12.0, 16.0])).tolist() == [8, 8, 16, 16]
+@pytest.mark.parametrize(("lanes", "counted"), [(8, [8, 8, 16, 16, 24]), (16, [16, 16, 16, 16, 32])])
+def test_channels_count_in_whole_vectors(lanes, counted):
+    assert in_vectors(np.array([1.0, 8.0, 12.0, 16.0, 20.0]), lanes).tolist() == counted
 
 
 def test_zipped_bytes_are_a_learned_share_of_the_weights_bytes(chain, chain_options):
@@ -79,7 +81,7 @@ def test_factors_are_weighed_as_two_layers(factored, factored_options):
 def test_factors_multiply_what_both_of_them_do(factored, factored_options):
     """With a stride of 2 the first factor of inner works at twice the places."""
     plans = [factored.decode({"rank_ratio/inner": ratio, "rank_ratio/outer": ratio}) for ratio in (0.0, 0.5)]
-    multiplied, moved = layer_work(factored_options, factored_options.encode(plans))
+    multiplied, moved = layer_work(factored_options, factored_options.encode(plans), lanes=8)
     ranks = 16 * 32 * 9 / (16 * 3 * 2 + 32 * 3) / 2, 16  # 12 and 16
     assert multiplied[0].tolist() == [64 * 9 * 4 * 16, 64 * 9 * 16 * 32, 64 * 9 * 32 * 16]
     assert multiplied[1].tolist() == [
@@ -118,3 +120,34 @@ def test_latency_learns_which_layer_takes_the_time(chain, chain_options):
     assert multiply.shape == move.shape == (4,)
     assert (multiply >= 0).all()
     assert (move >= 0).all()
+
+
+@pytest.mark.parametrize("lanes", LANES)
+def test_timed_files_say_how_many_channels_cost_as_much_as_one(chain, chain_options, lanes):
+    """A device that takes so many at once; half of the channels of layer b save half of its time, or none of it."""
+    model = LatencyModel(chain_options)
+    assert model.lanes == min(LANES), "what is believed before any was timed"
+    generator = np.random.default_rng(0)
+
+    def timed(candidates):
+        work, _ = layer_work(chain_options, candidates, lanes=lanes)
+        dense, _ = layer_work(chain_options, chain_options.encode([chain.decode({})]), lanes=lanes)
+        return 0.1 + 0.9 * work.sum(1) / dense.sum()
+
+    for _ in range(12):
+        draw = {f"prune_ratio/{n}": generator.choice([0.0, 0.25, 0.5, 0.75]) for n in "abc"}
+        one = chain_options.encode([chain.decode(draw)])
+        model.observe(one, timed(one))
+    assert model.lanes == lanes
+    asked = chain_options.encode([chain.decode({"prune_ratio/b": 0.5}), chain.decode({})])
+    assert model.predict(asked) == pytest.approx(timed(asked), abs=0.03)
+
+
+def test_one_timing_far_off_does_not_change_the_vectors(chain, chain_options):
+    """A file that was timed while the machine was busy misses by as much as any prediction can."""
+    model = LatencyModel(chain_options)
+    one = chain_options.encode([chain.decode({"prune_ratio/b": 0.5})])
+    right = float(model.predict(one)[0])
+    for ratio in (right, 5 * right, right, right):
+        model.observe(one, np.array([ratio]))
+    assert model.lanes == min(LANES)
