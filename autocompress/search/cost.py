@@ -160,8 +160,8 @@ class LatencyModel:
         for row in range(len(ratios)):
             one, ratio = candidates.take(slice(row, row + 1)), float(ratios[row])
             for i, each in enumerate(self._sums):
-                self._missed[i] += min(_FAR_OFF, abs(math.log(each.predict(one)[0] / max(ratio, _LEAST_RATIO))))
-                each.observe(one, ratio)
+                believed = each.observe(one, ratio)
+                self._missed[i] += min(_FAR_OFF, abs(math.log(believed / max(ratio, _LEAST_RATIO))))
 
     def layer_shares(self, kind: int) -> tuple[Floats, Floats]:
         """What multiplying and moving cost per unit of `work`, each [layers], never negative."""
@@ -202,8 +202,12 @@ class _LatencySum:
             ratios[rows] = belief.mean_of(features[rows])
         return np.maximum(ratios, _LEAST_RATIO)
 
-    def observe(self, one: Candidates, ratio: float) -> None:
-        self._beliefs[int(one.activations[0])].observe(self._features(one)[0], ratio, self._spread * ratio)
+    def observe(self, one: Candidates, ratio: float) -> float:
+        """What was believed of a file before its ratio was learned."""
+        belief, features = self._beliefs[int(one.activations[0])], self._features(one)
+        before = max(float(belief.mean_of(features)[0]), _LEAST_RATIO)
+        belief.observe(features[0], ratio, self._spread * ratio)
+        return before
 
     def layer_shares(self, kind: int) -> tuple[Floats, Floats]:
         theta = self._beliefs[kind].mean
