@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autocompress.recover.read import Split
 
 _TIMED_SAMPLES, _SLOW_S = 16, 0.5  # two precisions are compared on so few where a whole batch takes longer
+_HOPELESS = 2.0  # times slower on a few samples: a whole batch is not asked. Ten times and more without bfloat16 units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +52,21 @@ def evaluate_in_torch(model: nn.Module, split: Split, trainer: Trainer) -> Tenso
 def prefers_bf16(model: nn.Module, inputs: Sequence[Tensor], device: torch.device) -> bool:
     """Whether a training step under bfloat16 autocast is faster, by timing a few of each; never if it fails."""
     network = use_channels_last_(copy.deepcopy(model).train().to(device))
-    timed, trainer = tuple(inputs), Trainer(device=device, bf16=False, batch_size=len(inputs[0]))
+    trainer = Trainer(device=device, bf16=False, batch_size=len(inputs[0]))
     few = tuple(t[:_TIMED_SAMPLES] for t in inputs)
-    plain = _step_seconds(network, few, trainer)
-    if plain * len(inputs[0]) / len(few[0]) > _SLOW_S:
-        timed = few
-    else:
-        plain = _step_seconds(network, timed, trainer)
     try:
-        return _step_seconds(network, timed, replace(trainer, bf16=True)) < 0.95 * plain
+        plain, mixed = _both(network, few, trainer)
+        slow = plain * len(inputs[0]) / len(few[0]) > _SLOW_S
+        if not slow and mixed < _HOPELESS * plain:
+            plain, mixed = _both(network, tuple(inputs), trainer)
     except RuntimeError:  # an operation that does not know bfloat16
         return False
+    return mixed < 0.95 * plain
+
+
+def _both(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> tuple[float, float]:
+    """Seconds of a step in float32 and under bfloat16 autocast."""
+    return _step_seconds(model, inputs, trainer), _step_seconds(model, inputs, replace(trainer, bf16=True))
 
 
 def _step_seconds(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> float:

@@ -501,24 +501,40 @@ def test_finding_the_faster_precision_leaves_the_network_as_it_was():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_network_that_fails_in_bfloat16_is_trained_in_float_and_of_a_slow_one_few_samples_tell(monkeypatch):
-    seen: list[int] = []
-
+def test_a_network_that_fails_in_bfloat16_is_trained_in_float():
     class Strict(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(4, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            seen.append(len(x))
             out: Tensor = self.fc(x)
             if out.dtype == torch.bfloat16:
                 raise RuntimeError("not implemented for 'BFloat16'")
             return out
 
     assert not prefers_bf16(Strict(), [torch.zeros(64, 4)], CPU)
-    assert seen == [16] * 4 + [64] * 5, "a whole batch, since that is quick"
-    seen.clear()
-    monkeypatch.setattr(running, "_SLOW_S", 0.0)
-    assert not prefers_bf16(Strict(), [torch.zeros(64, 4)], CPU)
-    assert seen == [16] * 5
+
+
+@pytest.mark.parametrize(
+    ("in_float", "in_bf16", "asked", "preferred"),
+    [
+        ({16: 1.0, 64: 4.0}, {16: 1.1, 64: 3.0}, [16, 16, 64, 64], True),
+        ({16: 1.0, 64: 4.0}, {16: 0.8, 64: 4.1}, [16, 16, 64, 64], False),
+        ({16: 1.0}, {16: 9.0}, [16, 16], False),  # hopeless
+        ({16: 9.0}, {16: 2.0}, [16, 16], True),  # a whole batch would take too long
+    ],
+)
+def test_two_precisions_are_compared_on_a_whole_batch_only_where_that_is_quick(
+    in_float, in_bf16, asked, preferred, monkeypatch
+):
+    sizes: list[int] = []
+
+    def seconds(_model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> float:
+        sizes.append(len(inputs[0]))
+        return (in_bf16 if trainer.bf16 else in_float)[len(inputs[0])]
+
+    monkeypatch.setattr(running, "_step_seconds", seconds)
+    monkeypatch.setattr(running, "_SLOW_S", 20.0)
+    assert prefers_bf16(nn.Linear(4, 2), [torch.zeros(64, 4)], CPU) is preferred
+    assert sizes == asked
