@@ -26,6 +26,7 @@ from autocompress.recover.distill import recovery_loss
 from autocompress.recover.muon import Muon
 from autocompress.recover.outputs import TeacherOutputs
 from autocompress.recover.rate import disagreement, rate_share
+from autocompress.recover.strides import strides_apart
 from autocompress.recover.trainer import Trainer, forward, use_channels_last_
 
 _WARM_UP = 0.05  # share of the schedule
@@ -97,7 +98,7 @@ def finetune_(
     peak, damage = learning_rate, 0.0
     order, varied = _epochs(source, trainer.batch_size, seed, seen), False
     while (share := clock.share()) < 1 and finite:
-        with trainer.guard():
+        with trainer.guard(), strides_apart(model):
             held = time.perf_counter()
             while share < 1 and finite and time.perf_counter() - held < _GUARD_S:
                 if low_bits and not rounding and share >= quantize_from:

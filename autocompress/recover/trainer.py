@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.recover.read import Split
+from autocompress.recover.strides import strides_apart
 
 _TIMED_SAMPLES, _SLOW_S = 16, 0.5  # two precisions are compared on so few where a whole batch takes longer
 _HOPELESS = 2.0  # times slower on a few samples: a whole batch is not asked. Ten times and more without bfloat16 units
@@ -74,7 +75,8 @@ def _step_seconds(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        forward(model, inputs, trainer).float().square().mean().backward()  # type: ignore[no-untyped-call]
+        with strides_apart(model):
+            forward(model, inputs, trainer).float().square().mean().backward()  # type: ignore[no-untyped-call]
         if trainer.device.type == "cuda":  # which has only been asked so far
             torch.cuda.synchronize(trainer.device)
         times.append(time.perf_counter() - start)
