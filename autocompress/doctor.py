@@ -15,6 +15,7 @@ from pathlib import Path
 
 from autocompress.errors import UsageError
 from autocompress.measure.machine import cores, processor
+from autocompress.measure.saturation import INEXACT, saturates
 from autocompress.study.database import Database, file_system
 
 _NEEDED = ("torch", "torch-pruning", "onnx", "onnxruntime", "optuna", "sqlalchemy", "pydantic", "plotly")
@@ -66,8 +67,16 @@ def _machine() -> list[Check]:
     advice = "" if spread < _NOISY else "; other programs are using the processor, latency intervals will be wide"
     return [
         Check(check="processor", ok=True, found=f"{processor()}, {cores()} cores"),
+        *_products(),
         Check(check="timing noise", ok=True, found=f"p95 is {spread:.0%} above p50{advice}"),
     ]
+
+
+def _products() -> list[Check]:
+    """How the runtime adds 8-bit products here; nothing where it is missing, which is found out elsewhere."""
+    if not (_version("onnx") and _version("onnxruntime")):
+        return []
+    return [Check(check="8-bit products", ok=True, found=INEXACT if saturates() else "added exactly")]
 
 
 def _block_s() -> float:

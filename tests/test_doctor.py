@@ -13,7 +13,16 @@ def found(checks: list[Check]) -> dict[str, Check]:
 def test_a_workspace_that_is_not_there_yet_is_fine_and_nothing_is_left_behind(tmp_path):
     checks = found(examine(tmp_path / "deep" / "runs"))
     assert all(check.ok for check in checks.values()), checks
-    assert {"python", "torch", "onnxruntime", "processor", "timing noise", "workspace", "sqlite"} <= set(checks)
+    assert {
+        "python",
+        "torch",
+        "onnxruntime",
+        "processor",
+        "8-bit products",
+        "timing noise",
+        "workspace",
+        "sqlite",
+    } <= set(checks)
     assert checks["sqlite"].found.endswith(", WAL")
     assert list(tmp_path.iterdir()) == []
 
@@ -37,6 +46,11 @@ def test_a_missing_library_is_named_with_how_to_install_it(tmp_path, monkeypatch
     checks = found(examine(tmp_path))
     assert [check.check for check in checks.values() if not check.ok] == ["plotly"]
     assert checks["plotly"].found == "missing; `pip install plotly`"
+
+
+def test_products_are_not_looked_at_without_a_runtime(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_module, "_version", lambda name: None if name == "onnxruntime" else "1.0")
+    assert "8-bit products" not in found(examine(tmp_path))
 
 
 def test_a_device_is_a_runtime_that_is_installed(monkeypatch):

@@ -22,6 +22,7 @@ from autocompress.measure.local import LocalDevice
 from autocompress.measure.machine import cores
 from autocompress.measure.quality import Metric
 from autocompress.measure.runtime import open_artifact
+from autocompress.measure.saturation import INEXACT, saturates
 from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Baseline
@@ -75,7 +76,7 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     device = LocalDevice(config.device)
     trainer = _trainer(model, splits, config)
     clock.lap("setup")
-    notes = [*splits.notes, *provide_weights(model, source, splits, trainer, report)]
+    notes = [*splits.notes, *_of_the_processor(config), *provide_weights(model, source, splits, trainer, report)]
     bake_parametrizations_(model.eval())
     clock.lap("teacher")
     report("tracing the model and finding its groups")
@@ -111,6 +112,12 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
         direction=metric.direction, device_description=device.facts.description,
     )  # fmt: skip
     return task, prepared
+
+
+def _of_the_processor(config: StudyConfig) -> list[str]:
+    """What is to be known of files that are measured here and may run elsewhere."""
+    integers = 8 in config.space.weight_bits and set(config.space.activations) != {"float"}
+    return [INEXACT] if config.device.runtime == "onnxruntime" and integers and saturates() else []
 
 
 def _trainer(model: nn.Module, splits: DataSplits, config: StudyConfig) -> Trainer:

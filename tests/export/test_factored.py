@@ -14,6 +14,7 @@ from autocompress.compress.quantize import quantize_weights_, settle_weights_
 from autocompress.export import artifact as artifact_module
 from autocompress.export.artifact import Exporter, emit, make_exporter
 from autocompress.export.check import check_artifact
+from autocompress.measure.saturation import saturates
 from autocompress.plan import CompressionPlan
 from autocompress.records import ModelFacts
 from autocompress.space.factors import find_factors
@@ -96,7 +97,8 @@ def test_factors_widths_and_mixed_bits_ship_together_without_another_trace(dense
     sketch = emit(exporter, network, plan, integers, trained=False)
     data = emit(exporter, network, plan, integers, trained=True)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
-    assert check_artifact(data, network, (SAMPLES[0][:9],), exact=activations == "float") < 0.1
+    close = 0.3 if saturates() and activations != "float" else 0.1
+    assert check_artifact(data, network, (SAMPLES[0][:9],), exact=activations == "float") < close
     assert len(sketch) == pytest.approx(len(data), abs=64)
     assert traces == []
 
