@@ -28,7 +28,9 @@ const limits = new Limits(byId("sliders"), () => { // once per frame, however fa
   requestAnimationFrame(() => { judging = false; follow(); });
 });
 const trials = new TrialTable(byId("trials"), id);
-const refresher = new Refresher(refresh);
+const refresher = new Refresher(() => refresh().catch((error) => {
+  if (error.status !== 404) throw error; // deleted while it was read: the event that says so is on its way
+}));
 const countdown = new Countdown((left) => {
   const running = state.summary && state.summary.state !== "queued";
   byId("left").textContent = running ? `${format.clock(left)} of ${format.duration(state.summary.budget_s)} left` : "";
