@@ -55,19 +55,16 @@ def prefers_bf16(model: nn.Module, inputs: Sequence[Tensor], device: torch.devic
     network = use_channels_last_(copy.deepcopy(model).train().to(device))
     trainer = Trainer(device=device, bf16=False, batch_size=len(inputs[0]))
     few = tuple(t[:_TIMED_SAMPLES] for t in inputs)
-    try:
-        plain, mixed = _both(network, few, trainer)
-        slow = plain * len(inputs[0]) / len(few[0]) > _SLOW_S
-        if not slow and mixed < _HOPELESS * plain:
-            plain, mixed = _both(network, tuple(inputs), trainer)
-    except RuntimeError:  # an operation that does not know bfloat16
-        return False
+    plain = mixed = 0.0
+    for timed in (few, tuple(inputs)):
+        plain = _step_seconds(network, timed, trainer)
+        try:
+            mixed = _step_seconds(network, timed, replace(trainer, bf16=True))
+        except RuntimeError:  # an operation that does not know bfloat16
+            return False
+        if mixed > _HOPELESS * plain or plain * len(inputs[0]) / len(few[0]) > _SLOW_S:
+            break
     return mixed < 0.95 * plain
-
-
-def _both(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> tuple[float, float]:
-    """Seconds of a step in float32 and under bfloat16 autocast."""
-    return _step_seconds(model, inputs, trainer), _step_seconds(model, inputs, replace(trainer, bf16=True))
 
 
 def _step_seconds(model: nn.Module, inputs: tuple[Tensor, ...], trainer: Trainer) -> float:

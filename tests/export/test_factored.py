@@ -7,6 +7,7 @@ from dataclasses import replace
 import onnx
 import pytest
 import torch
+from integers import EXACT_BITS
 from torch import Tensor, nn
 
 from autocompress.compress.prune import prune_to_plan
@@ -14,7 +15,6 @@ from autocompress.compress.quantize import quantize_weights_, settle_weights_
 from autocompress.export import artifact as artifact_module
 from autocompress.export.artifact import Exporter, emit, make_exporter
 from autocompress.export.check import check_artifact
-from autocompress.measure.saturation import saturates
 from autocompress.plan import CompressionPlan
 from autocompress.records import ModelFacts
 from autocompress.space.factors import find_factors
@@ -88,7 +88,12 @@ def test_factors_widths_and_mixed_bits_ship_together_without_another_trace(dense
     plan = CompressionPlan(
         prune_ratio={"point": 0.25},
         rank_ratio=dict.fromkeys(("conv1", "point", "mix", "fc"), 0.5),
-        weight_bits={"conv1": 4, "point": 8, "mix": 8, "fc": 16 if activations == "float" else 8},
+        weight_bits={
+            "conv1": 4,
+            "point": EXACT_BITS,
+            "mix": EXACT_BITS,
+            "fc": 16 if activations == "float" else EXACT_BITS,
+        },
         activations=activations,
     )
     network, integers = _network(dense, facts, plan)
@@ -97,8 +102,7 @@ def test_factors_widths_and_mixed_bits_ship_together_without_another_trace(dense
     sketch = emit(exporter, network, plan, integers, trained=False)
     data = emit(exporter, network, plan, integers, trained=True)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
-    close = 0.3 if saturates() and activations != "float" else 0.1
-    assert check_artifact(data, network, (SAMPLES[0][:9],), exact=activations == "float") < close
+    assert check_artifact(data, network, (SAMPLES[0][:9],), exact=activations == "float") < 0.1
     assert len(sketch) == pytest.approx(len(data), abs=64)
     assert traces == []
 
