@@ -104,6 +104,12 @@ def trials(served: Served, name: str) -> list[TrialRecord]:
         return []
 
 
+def processes_of_trials(served: Served) -> list[int]:
+    """The process that made each trial of a stand-in, in their order."""
+    log = served.workspace / "trials.log"
+    return [int(line.split()[2]) for line in log.read_text().splitlines()] if log.exists() else []
+
+
 def nothing_runs(served: Served) -> bool:
     return not [pid for pid in processes_with(str(served.folder)) if pid != os.getpid()]
 
@@ -119,11 +125,9 @@ def fake(tmp_path: Path) -> Iterator[Served]:
 def test_what_a_killed_server_left_goes_on_once_and_leaves_nothing_behind(fake):
     fake.start()
     study = fake.call("POST", "/studies", {"builtin": "digits", "budget": "1h"})
-    kept: list[TrialRecord] = []
     for victim in ("server", "search", "server"):
-        enough = len(kept) + 2
-        wait_for(lambda n=enough: len(trials(fake, "digits")) >= n, seconds=60, what="two more trials")
-        search = wait_for(lambda: job_process(fake), seconds=30, what="the process of the search")
+        search = wait_for(lambda: job_process(fake), seconds=60, what="the process of the search")
+        wait_for(lambda pid=search: processes_of_trials(fake).count(pid) >= 2, seconds=60, what="two trials of it")
         family = [search, *children(search)]
         kept = trials(fake, "digits")
         if victim == "server":
@@ -138,8 +142,7 @@ def test_what_a_killed_server_left_goes_on_once_and_leaves_nothing_behind(fake):
     assert found["job"]["attempt"] == 4
     assert found["spent_s"] >= 0.1 * len(trials(fake, "digits")) - 0.5, "the budget that was spent is kept"
     assert [t.trial for t in trials(fake, "digits")] == list(range(30))
-    lines = [line.split() for line in (fake.workspace / "trials.log").read_text().splitlines()]
-    runs = [pid for pid, _ in itertools.groupby(pid for _, _, pid in lines)]
+    runs = [pid for pid, _ in itertools.groupby(processes_of_trials(fake))]
     assert len(runs) == len(set(runs)) == 4, "one process after the other, never two at a time"
     fake.stop()
     wait_for(lambda: nothing_runs(fake), seconds=15, what="the end of every process")
