@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,9 @@ from autocompress.compress.quantize import FakeQuantize, quantize_weights_
 from autocompress.compress.sparsify import Sparsifier, Sparsity
 from autocompress.plan import DistillPlan, Levels
 from autocompress.recover.companions import Companion
-from autocompress.recover.data import batches
 from autocompress.recover.distill import recovery_loss
 from autocompress.recover.muon import Muon
+from autocompress.recover.order import Order
 from autocompress.recover.outputs import TeacherOutputs
 from autocompress.recover.rate import disagreement, rate_share
 from autocompress.recover.strides import strides_apart
@@ -96,7 +95,7 @@ def finetune_(
     curve: list[tuple[float, float]] = []
     finite, rounding = True, False
     peak, damage = learning_rate, 0.0
-    order, varied = _epochs(source, trainer.batch_size, seed, seen), False
+    order, varied = Order(source, trainer.batch_size, seed=seed, seen=seen), False
     while (share := clock.share()) < 1 and finite:
         with trainer.guard(), strides_apart(model):
             held = time.perf_counter()
@@ -110,19 +109,23 @@ def finetune_(
                     rounding = True
                 if sparsifier:
                     sparsifier.step(share)
-                indices, epoch = next(order)
-                inputs, targets, soft = source.batch(indices, epoch if varied else None)
+                indices = next(order)
+                inputs, targets, soft = source.batch(indices, order.epoch if varied else None)
                 optimizer.zero_grad(set_to_none=True)
                 loss, outputs = _differentiate(
                     model, inputs, targets, soft, trainer=trainer, distill=distill, companions=companions
                 )
                 finite = math.isfinite(loss)
-                if soft is not None and clock.count <= _TIMED:
-                    if clock.count == 0:
-                        damage = disagreement(outputs.cpu(), soft, targets)
-                    peak = learning_rate * rate_share(damage, clock.expected_steps())
+                if soft is not None and (clock.count <= _TIMED or order.undecided):
+                    differs = disagreement(outputs.cpu(), soft, targets)
                     epochs = clock.expected_steps() * len(indices) / len(source.train)
-                    varied = epochs >= _MANY_EPOCHS and source.varies
+                    if clock.count == 0:
+                        damage = differs
+                    if clock.count <= _TIMED:
+                        peak = learning_rate * rate_share(damage, clock.expected_steps())
+                        varied = epochs >= _MANY_EPOCHS and source.varies
+                    else:
+                        order.consider(differs, epochs)
                 for group in optimizer.param_groups:
                     group["lr"] = peak * _schedule(clock.middle(share))
                 _update_(model, optimizer, companions)
@@ -176,15 +179,6 @@ class _Clock:
     def middle(self, share: float) -> float:
         """The share that is done in the middle of a step that begins at `share`."""
         return min(1.0, share + 0.5 / self.expected_steps())
-
-
-def _epochs(source: TeacherOutputs, batch_size: int, seed: int, seen: int) -> Iterator[tuple[Tensor, int]]:
-    """(indices, epoch) of each batch, after the first `seen` samples of the order that all trainings share."""
-    generator = torch.Generator().manual_seed(seed)
-    size = min(batch_size, len(source.train))
-    per_epoch = len(source.train) // size
-    order = enumerate(batches(source.train, batch_size, generator))
-    return ((indices, count // per_epoch) for count, indices in islice(order, seen // size, None))
 
 
 def _differentiate(

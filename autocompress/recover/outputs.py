@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -20,11 +21,11 @@ Answers = Callable[[tuple[Tensor, ...]], Tensor]
 
 
 class TeacherOutputs:
-    """The teacher's outputs on the training data, computed on first use and kept.
+    """The teacher's outputs on the training data, computed ahead or on first use, and kept.
 
-    All trials of a study visit the samples in the same order, so the first one pays for the teacher and
-    the others do not. A training of a few epochs sees the data as it is, which recovers most; one of many sees
-    it in fixed `Views`, each kept like data of its own, or it would learn the teacher's answers by heart.
+    All trainings of a study visit the samples in the same order, so the teacher answers to each once. A training of a
+    few epochs sees the data as it is, which recovers most; one of many sees it in fixed `Views`, each kept like data
+    of its own, or it would learn the teacher's answers by heart.
     Without a teacher there is nothing to keep, and every batch is augmented afresh.
 
     Attributes:
@@ -91,6 +92,28 @@ class TeacherOutputs:
         view = (indices + epoch) % views.count
         inputs, targets = views.take(view, indices)
         return inputs, targets, self._soft(self.teacher, indices + view * len(self.train), inputs)
+
+    def ask(self, samples: Iterable[Tensor], until: float) -> None:
+        """Have the teacher answer to samples as they are, ahead of the trainings.
+
+        Args:
+            samples: [batch] indices each.
+            until: monotonic seconds after which it is not asked any more.
+        """
+        for indices in samples:
+            if self.teacher is None or time.monotonic() > until:
+                return
+            self.batch(indices)
+
+    def doubts(self) -> Tensor | None:
+        """How unsure the teacher is of each sample: what is left of its largest probability, [n]; nan if it was not
+        asked. None where it does not name one class."""
+        targets = self.train.targets
+        classes = not targets.is_floating_point() and targets.dtype != torch.bool
+        if self._outputs is None or not classes:
+            return None
+        doubts = 1 - self._outputs[: len(self.train)].softmax(1).amax(1)
+        return doubts.where(self._known[: len(self.train)], torch.nan)
 
     @property
     def varies(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from autocompress.measure.size import compressed_bytes
 from autocompress.plan import CompressionPlan
 from autocompress.records import Baseline
 from autocompress.recover.data import DataSplits, data_digest, split_data
+from autocompress.recover.order import Order
 from autocompress.recover.outputs import Answers, TeacherOutputs
 from autocompress.recover.trainer import Trainer, prefers_bf16
 from autocompress.search.profile import measure_sensitivity
@@ -50,6 +52,7 @@ from autocompress.study.task import Task
 from autocompress.study.teaching import provide_weights, teacher_of
 
 _PROFILE_SHARE = 0.06  # of the budget, at most
+_ASKING_SHARE = 0.05  # of the budget goes to the teacher's answers at most, before there is any training
 _PROFILED = 256  # samples
 _INTERVAL_SDS = 2 * 1.96  # width of a 95 % interval in standard deviations
 
@@ -103,6 +106,8 @@ def prepare(source: Source, known: Baseline | None, report: Report) -> tuple[Tas
     task.outputs_file = source.workspace / "profiles" / f"{outputs_digest(task, data)}.safetensors"
     if task.outputs_file.exists():
         outputs.load(task.outputs_file)
+    report("asking the teacher")
+    _ask(task)
     sensitivity = _sensitivity(task, data, report) if config.search.sampler == "front" else None
     clock.lap("profile")
     sizes = {name: len(split) for name, split in splits.items()}
@@ -137,6 +142,14 @@ def _answers(artifact: Path) -> Answers:
     """What a file says, computed by the runtime, which takes a fraction of the time that torch takes."""
     run = open_artifact(artifact, runtime="onnxruntime", threads=cores())
     return lambda inputs: torch.from_numpy(run([t.contiguous().numpy() for t in inputs]))
+
+
+def _ask(task: Task) -> None:
+    """Have the teacher answer to all samples once, in the order of the trainings as far as there is time."""
+    until = time.monotonic() + _ASKING_SHARE * task.source.budget_s
+    order = Order(task.outputs, task.trainer.batch_size, seed=task.source.config.search.seed, seen=0)
+    task.outputs.ask(order.first_epoch(), until)
+    task.keep_outputs()
 
 
 def _measure_baseline(task: Task) -> Baseline:
