@@ -40,7 +40,7 @@ class TrainingReport:
 
     Attributes:
         samples: that it has seen.
-        curve: (seconds, loss), thinned.
+        curve: (seconds, loss), thinned; the loss rises where `Order` leaves out what the teacher is sure of.
         finite: False if it diverged and was ended.
     """
 

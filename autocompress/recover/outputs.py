@@ -17,6 +17,7 @@ from autocompress.recover.read import Split
 from autocompress.recover.trainer import Trainer, forward
 
 _MOST_BYTES = 256 * 2**20  # of the teacher's outputs on disk, and of those on all views in memory
+_AT_ONCE = 2**16  # samples whose probabilities are in memory together
 Answers = Callable[[tuple[Tensor, ...]], Tensor]
 
 
@@ -112,7 +113,8 @@ class TeacherOutputs:
         classes = not targets.is_floating_point() and targets.dtype != torch.bool
         if self._outputs is None or not classes:
             return None
-        doubts = 1 - self._outputs[: len(self.train)].softmax(1).amax(1)
+        parts = torch.split(self._outputs[: len(self.train)], _AT_ONCE)
+        doubts = torch.cat([1 - part.softmax(1).amax(1) for part in parts])
         return doubts.where(self._known[: len(self.train)], torch.nan)
 
     @property

@@ -97,6 +97,14 @@ def test_the_facts_of_a_study_name_its_blocks(task: Task):
     assert task.facts.from_dict(json.loads(json.dumps(task.facts.to_dict()))) == task.facts
 
 
+def test_the_teacher_answers_to_the_data_before_the_first_trial_and_the_answers_are_kept(task: Task):
+    doubts, size = task.outputs.doubts(), task.trainer.batch_size
+    assert doubts is not None
+    assert int(doubts.isnan().sum()) == len(doubts) % size, "an epoch leaves out what fills no batch"
+    assert task.outputs_file is not None
+    assert task.outputs_file.is_file()
+
+
 @pytest.mark.parametrize(("trial", "activations"), [(1, "float"), (2, "uint8")])
 def test_a_plan_without_blocks_becomes_a_smaller_file_and_an_honest_record(task: Task, trial: int, activations: str):
     record = _run(task, trial, _plan(task, activations=activations))
