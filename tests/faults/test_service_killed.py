@@ -134,7 +134,7 @@ def test_what_a_killed_server_left_goes_on_once_and_leaves_nothing_behind(fake):
             fake.kill()
         else:
             os.kill(search, signal.SIGKILL)
-        wait_for(lambda f=family: not any(map(alive, f)), seconds=60, what="the end of the search")
+        wait_for(lambda f=family: not any(map(alive, f)), seconds=15, what="the end of the search")
         if victim == "server":
             fake.start()
         assert trials(fake, "digits")[: len(kept)] == kept
@@ -146,7 +146,7 @@ def test_what_a_killed_server_left_goes_on_once_and_leaves_nothing_behind(fake):
     runs = [pid for pid, _ in itertools.groupby(processes_of_trials(fake))]
     assert len(runs) == len(set(runs)) == 4, "one process after the other, never two at a time"
     fake.stop()
-    wait_for(lambda: nothing_runs(fake), seconds=60, what="the end of every process")
+    wait_for(lambda: nothing_runs(fake), seconds=15, what="the end of every process")
 
 
 @pytest.mark.timeout(300)
