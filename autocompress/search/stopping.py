@@ -14,7 +14,7 @@ import numpy as np
 from autocompress.front.hypervolume import gain
 from autocompress.plan import CompressionPlan
 
-LONGER = 0.5  # of a drop is left if the training goes on for four times as long
+LONGER = 0.25  # of a drop is left at best, if the last stage trains on for eight times as long
 MARGIN = 0.005  # a more compressed plan may be this much better than a less compressed one, by luck of training
 RUNG_SHARE = 0.4  # of a training
 _FEW = 4  # trained trials before a rung can stop anything
@@ -101,9 +101,13 @@ def optimistic_drop(plan: CompressionPlan, rivals: Sequence[Rival]) -> float:
     """The smallest accuracy drop the plan can hope for, from trained plans that compress less everywhere.
 
     Removing and rounding more does not help, but a longer training does (`LONGER`), and so does luck (`MARGIN`);
-    without such a rival the hope is no drop at all.
+    without such a rival the hope is no drop at all. Of plans of one structure the best tells what it can reach, and one
+    that was not trained tells nothing of what training repairs.
     """
-    return max([0.0, *(LONGER * r.drop - MARGIN for r in rivals if plan.compresses_at_least(r.plan))])
+    reached: dict[str, Rival] = {}
+    for rival in sorted((r for r in rivals if r.plan.trains), key=lambda r: -r.drop):
+        reached[rival.plan.structure_key()] = rival
+    return max([0.0, *(LONGER * r.drop - MARGIN for r in reached.values() if plan.compresses_at_least(r.plan))])
 
 
 def broken_bound(size_bytes: int, latency_ms: float, constraints: Constraints) -> str:

@@ -27,12 +27,16 @@ _AT_LEAST = 3.0  # a final training is this much longer than a trial's, or it is
 _AT_MOST = 8.0  # so much longer, and another plan is trained as well: a front is of several
 _MOST = 12
 _RECENT = 3  # proposals, of which the mean of what was expected of them says what the next one will bring
+_FRUITLESS = 10  # proposals in a row that were not trained: what was expected of them says nothing
 _VARIANTS = 0.2  # of the last stage's time is for other roundings of what was trained
 _VARIANT_TRAINING = 0.5  # of a trial's
 _MARGIN_S = 1.0
 _TEACHERS, _IN_SOUP = 2, 4
 _ALIKE = 0.01  # a network that is worse by more spoils a soup
 _TIMING = (1.25, 0.5)  # seconds to time one artifact: per second asked for, and to load it
+_TIMED_S = 0.1  # a trial that took less for its timing was of a known structure
+_QUIET_S = 0.6  # what it takes where no other process has the core
+_BUSIEST = 2.0  # times as long: a disturbed timing is repeated once
 _NOT_TEACHING = ("final", "cascade")
 _IN_CASCADES = 12  # results of the front that cascades are made of
 _CASCADE_S = 4.0  # for choosing, joining and timing one, beside what its parts and it are asked
@@ -78,9 +82,12 @@ def _points(rivals: Sequence[Rival]) -> Floats:
 
 def is_time(driver: Driver) -> bool:
     """Whether the time of one more proposal is expected to bring more in the last stage than the proposal would."""
-    believed = [float(t.belief["gain"]) for t in driver.trials if t.origin == "search" and t.belief]
-    if len(believed) < _RECENT:
+    proposed = [t for t in driver.trials if t.origin == "search" and t.belief]
+    if len(proposed) < _RECENT:
         return False
+    if len(proposed) >= _FRUITLESS and not any(t.state is TrialState.COMPLETE for t in proposed[-_FRUITLESS:]):
+        return True
+    believed = [float(t.belief["gain"]) for t in proposed]
     trainable, left = _trainable(driver), _training_s(driver)
     shorter = left - driver.schedule.train_s - driver.overhead_s()
     lost = _divide(driver, *trainable, left)[0] - _divide(driver, *trainable, shorter)[0]
@@ -277,8 +284,15 @@ def _examination_s(driver: Driver) -> float:
     """Seconds to examine the front: a timing and an evaluation for each of its artifacts, cascades to come too."""
     ratio = driver.data_sizes["test"] / max(1, min(driver.data_sizes["val"], driver.config.data.max_val))
     per_s, loading_s = _TIMING
-    each = _look_s(driver) * ratio + per_s * driver.source.last_timing_s + loading_s
+    each = _look_s(driver) * ratio + _busy(driver) * (per_s * driver.source.last_timing_s + loading_s)
     return (len(candidates(list(driver.rivals()))) + _cascades_left(driver) + 1) * each + _MARGIN_S
+
+
+def _busy(driver: Driver) -> float:
+    """How many times longer than on a quiet machine a timing takes, by those of this study; at least 1."""
+    timings = [t.durations_s.get("latency", 0.0) for t in driver.trials if t.cascade is None]
+    took = [seconds for seconds in timings if seconds > _TIMED_S]
+    return min(_BUSIEST, max(1.0, fmean(took) / _QUIET_S)) if took else 1.0
 
 
 def _look_s(driver: Driver) -> float:

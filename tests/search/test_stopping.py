@@ -64,6 +64,19 @@ def test_luck_within_the_margin_is_no_drop():
     assert optimistic_drop(plan(0.5), [rival(1, plan(0.25), MARGIN)]) == 0.0
 
 
+def test_a_plan_that_was_not_trained_says_nothing_of_what_training_repairs():
+    """Eight bits and integer activations are not trained; on a processor whose sums saturate they lose points."""
+    untrained = CompressionPlan(weight_bits={"a": 8}, activations="uint8")
+    assert optimistic_drop(plan(0.5, activations="uint8"), [rival(1, untrained, 0.09)]) == 0.0
+    assert verdict(plan(0.5, activations="uint8"), [rival(1, untrained, 0.09)], max_drop=0.005).train
+
+
+def test_the_longest_training_of_a_structure_tells_what_it_can_reach():
+    once, longer = rival(3, plan(0.25), 0.08), rival(9, plan(0.25), 0.03)
+    for rivals in ([once, longer], [longer, once]):
+        assert optimistic_drop(plan(0.5), rivals) == pytest.approx(LONGER * 0.03 - MARGIN)
+
+
 def test_a_file_above_the_limit_is_infeasible_whatever_its_accuracy():
     too_big = verdict(plan(), [], size=0.25, max_size=249)
     assert too_big == Verdict(train=False, infeasible=True, reason="250 bytes exceed 249")
@@ -90,7 +103,7 @@ def test_a_plan_that_needs_no_training_is_always_looked_at():
 
 
 def test_a_drop_that_less_compressed_plans_have_already_is_more_than_allowed():
-    rivals = [rival(1, plan(0.25), 0.06)]
+    rivals = [rival(1, plan(0.25), 0.12)]
     refused = verdict(plan(0.5), rivals, max_drop=0.02)
     assert refused == Verdict(train=False, reason="less compressed plans already lose 0.0250, more than allowed")
     assert verdict(plan(0.5), rivals, max_drop=0.03).train
@@ -104,7 +117,7 @@ def test_a_plan_whose_best_case_is_dominated_is_stopped():
 
 
 def test_the_reason_names_the_drop_that_was_hoped_for():
-    rivals = [rival(1, plan(0.25), 0.06), rival(2, plan(0.75), 0.01, size=0.2, latency=0.2)]
+    rivals = [rival(1, plan(0.25), 0.12), rival(2, plan(0.75), 0.01, size=0.2, latency=0.2)]
     assert verdict(plan(0.5), rivals).reason == "even at a drop of 0.0250 it would not enter the front"
 
 

@@ -66,6 +66,21 @@ def test_the_search_is_over_when_its_time_is_worth_more_in_the_last_stage(monkey
     assert not finalise.is_time(driver), "a sampler that believes nothing has its time"
 
 
+def test_the_search_is_over_when_none_of_its_last_proposals_was_trained(monkeypatch):
+    """Whatever is expected of the next one: the rule that stopped ten in a row will stop it as well."""
+    driver, _ = driver_of([], seconds=60.0, monkeypatch=monkeypatch)
+    driver.schedule = SimpleNamespace(train_s=2.0, final_s=30.0)
+    monkeypatch.setattr(finalise, "_variants_s", lambda _: 0.0)
+    ended = [TrialState.COMPLETE, *[TrialState.STOPPED] * 9, TrialState.INFEASIBLE]
+    driver.trials = [
+        TrialRecord(trial=i, state=state, plan=CompressionPlan(), origin="search", belief={"gain": 0.5})
+        for i, state in enumerate(ended)
+    ]
+    assert finalise.is_time(driver)
+    driver.trials = driver.trials[:-1]
+    assert not finalise.is_time(driver)
+
+
 def test_the_front_is_looked_at_in_the_order_of_what_each_contributes():
     assert candidates(FRONT) == [1, 2]
 
@@ -128,6 +143,25 @@ def test_a_soup_is_asked_for_with_all_its_members_and_only_while_there_is_time(m
     driver, asked = driver_of(alike, seconds=1.5, monkeypatch=monkeypatch)
     finalise._make_soups(driver)
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("timings", "times"), [((), 1.0), ((0.5, 0.0001), 1.0), ((0.5, 1.3, 0.0001), 1.5), ((9.0,), 2.0)]
+)
+def test_on_a_busy_machine_more_time_is_kept_for_the_last_timings(monkeypatch, timings, times):
+    """A timing that another process disturbs is repeated; those of a known structure took no time and say nothing."""
+    driver, _ = driver_of([], seconds=60.0, monkeypatch=monkeypatch)
+    driver.source = SimpleNamespace(last_timing_s=2.0)
+    driver.data_sizes = {"test": 100, "val": 100}
+    driver.config = SimpleNamespace(data=SimpleNamespace(max_val=100), search=SimpleNamespace(cascade=False))
+    driver.trials = [
+        TrialRecord(
+            trial=i, state=TrialState.COMPLETE, plan=CompressionPlan(), durations_s={"latency": t, "quality": 1.0}
+        )
+        for i, t in enumerate(timings)
+    ]
+    monkeypatch.setattr(finalise, "_look_s", lambda _: 1.0)
+    assert finalise._examination_s(driver) == pytest.approx(1.0 + times * 3.0 + 1.0)
 
 
 def test_the_two_most_accurate_trained_networks_teach_along(monkeypatch):
