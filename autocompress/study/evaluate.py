@@ -150,10 +150,10 @@ def probe(task: Task, plan: CompressionPlan) -> Latency:
     return latency
 
 
-def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float) -> Examination:
-    """A fresh latency, and the one look at test data."""
-    latency = timed_on_stream(task, artifact, baseline, baseline_ms=baseline_ms)
-    if latency is None:
+def examine(task: Task, artifact: Path, baseline: Path, *, baseline_ms: float, timed: bool = True) -> Examination:
+    """A fresh latency unless it is not to be timed, and the one look at test data."""
+    latency = timed_on_stream(task, artifact, baseline, baseline_ms=baseline_ms) if timed else None
+    if timed and latency is None:
         latency = task.device.measure(artifact, baseline, baseline_ms=baseline_ms, seconds=task.source.last_timing_s)
     test = task.quality(artifact, task.splits.test)
     return Examination(test=test.value, test_ci=test.ci, latency=latency)

@@ -34,9 +34,6 @@ _MARGIN_S = 1.0
 _TEACHERS, _IN_SOUP = 2, 4
 _ALIKE = 0.01  # a network that is worse by more spoils a soup
 _TIMING = (1.25, 0.5)  # seconds to time one artifact: per second asked for, and to load it
-_TIMED_S = 0.1  # a trial that took less for its timing was of a known structure
-_QUIET_S = 0.6  # what it takes where no other process has the core
-_BUSIEST = 2.0  # times as long: a disturbed timing is repeated once
 _NOT_TEACHING = ("final", "cascade")
 _IN_CASCADES = 12  # results of the front that cascades are made of
 _CASCADE_S = 4.0  # for choosing, joining and timing one, beside what its parts and it are asked
@@ -282,17 +279,20 @@ def _reserve_s(driver: Driver) -> float:
 
 def _examination_s(driver: Driver) -> float:
     """Seconds to examine the front: a timing and an evaluation for each of its artifacts, cascades to come too."""
-    ratio = driver.data_sizes["test"] / max(1, min(driver.data_sizes["val"], driver.config.data.max_val))
+    count = len(candidates(list(driver.rivals()))) + _cascades_left(driver) + 1
+    return count * (_test_s(driver) + _timing_s(driver)) + _MARGIN_S
+
+
+def _timing_s(driver: Driver) -> float:
+    """Seconds to time one artifact at the end."""
     per_s, loading_s = _TIMING
-    each = _look_s(driver) * ratio + _busy(driver) * (per_s * driver.source.last_timing_s + loading_s)
-    return (len(candidates(list(driver.rivals()))) + _cascades_left(driver) + 1) * each + _MARGIN_S
+    return per_s * driver.source.last_timing_s + loading_s
 
 
-def _busy(driver: Driver) -> float:
-    """How many times longer than on a quiet machine a timing takes, by those of this study; at least 1."""
-    timings = [t.durations_s.get("latency", 0.0) for t in driver.trials if t.cascade is None]
-    took = [seconds for seconds in timings if seconds > _TIMED_S]
-    return min(_BUSIEST, max(1.0, fmean(took) / _QUIET_S)) if took else 1.0
+def _test_s(driver: Driver) -> float:
+    """Seconds to run a file on the test data."""
+    ratio = driver.data_sizes["test"] / max(1, min(driver.data_sizes["val"], driver.config.data.max_val))
+    return _look_s(driver) * ratio
 
 
 def _look_s(driver: Driver) -> float:
@@ -302,7 +302,10 @@ def _look_s(driver: Driver) -> float:
 
 
 def _examine(driver: Driver) -> None:
-    """Fresh latency and test value for the baseline and the front, largest contribution first."""
+    """Fresh latency and test value for the baseline and the front, largest contribution first.
+
+    Where the timings take longer than foreseen, as beside other programs, the last ones keep the latency they have.
+    """
     name, stored = driver.config.name, driver.store.study(driver.config.name).baseline
     assert stored is not None
     dense = next(t for t in driver.trials if t.origin == "baseline")
@@ -312,23 +315,22 @@ def _examine(driver: Driver) -> None:
     if stored.test is None and (seen := _look(driver, stored.artifact)) is not None:
         driver.store.update(name, baseline=replace(stored, test=seen.test, test_ci=seen.test_ci))
         _note(driver, dense, seen, alike[dense.structure_key()])
-    while (record := _next_unseen(driver)) is not None:
+    while unseen := _unseen(driver):
+        record = unseen[0]
         assert record.artifact is not None
         driver.say(f"measuring trial {record.trial} afresh")
-        seen = _look(driver, record.artifact)
+        timed = time.monotonic() + _timing_s(driver) + len(unseen) * _test_s(driver) < driver.end
+        seen = _look(driver, record.artifact, timed=timed)
         if seen is None:
             return
         _note(driver, record, seen, alike[record.structure_key()])
 
 
-def _next_unseen(driver: Driver) -> TrialRecord | None:
-    """The front's artifact of the largest contribution that was not looked at; new latencies may change the front."""
+def _unseen(driver: Driver) -> list[TrialRecord]:
+    """What of the front was not looked at, largest contribution first; new latencies may change the front."""
     by_number = {t.trial: t for t in driver.trials}
-    for number in candidates(list(driver.rivals())):
-        measured = by_number[number].measurement
-        if measured is not None and measured.test is None:
-            return by_number[number]
-    return None
+    front = (by_number[number] for number in candidates(list(driver.rivals())))
+    return [t for t in front if t.measurement is not None and t.measurement.test is None]
 
 
 def _note(driver: Driver, record: TrialRecord, seen: Examination, alike: list[int]) -> None:
@@ -342,22 +344,22 @@ def _note(driver: Driver, record: TrialRecord, seen: Examination, alike: list[in
         measured = other.measurement
         if measured is None:
             continue
-        latency = measured.latency if other.origin == "baseline" else seen.latency
-        measured = replace(measured, latency=latency)
+        if seen.latency is not None and other.origin != "baseline":
+            measured = replace(measured, latency=seen.latency)
         if other.trial == record.trial:
             measured = replace(measured, test=seen.test, test_ci=seen.test_ci)
         driver.trials[index] = replace(other, measurement=measured)
         driver.store.add_trial(driver.config.name, driver.trials[index])
 
 
-def _look(driver: Driver, artifact: str) -> Examination | None:
+def _look(driver: Driver, artifact: str, *, timed: bool = True) -> Examination | None:
     """None if the time is over or the worker is gone: what was not looked at stays without a test value."""
     if time.monotonic() > driver.end:
         return None
     try:
         driver.ensure_worker()
         seen: Examination = driver.worker.call(
-            "examine", artifact, driver.baseline.latency_ms, deadline=driver.end + _MARGIN_S
+            "examine", artifact, driver.baseline.latency_ms, timed, deadline=driver.end + _MARGIN_S
         )
     except (WorkerDied, WorkerBug):
         return None

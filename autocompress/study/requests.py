@@ -123,8 +123,8 @@ class CascadeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """The final look at one artifact: its metric on test data, the interval of that, and a fresh latency."""
+    """The final look at one artifact: its metric on test data, the interval of that, and a fresh latency or None."""
 
     test: float
-    latency: Latency
+    latency: Latency | None
     test_ci: tuple[float, float] | None = None

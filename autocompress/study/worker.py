@@ -79,9 +79,10 @@ def _serve(task: Task, method: str, arguments: tuple[Any, ...], report: Report) 
         return make_cascade(task, arguments[0], report)
     if method == "probe":
         return probe(task, arguments[0])
-    artifact, baseline_ms = arguments
+    artifact, baseline_ms, timed = arguments
     workspace = task.source.workspace
-    return examine(task, workspace / artifact, workspace / task.baseline.artifact, baseline_ms=baseline_ms)
+    dense = workspace / task.baseline.artifact
+    return examine(task, workspace / artifact, dense, baseline_ms=baseline_ms, timed=timed)
 
 
 def _disk_full(error: Exception) -> UsageError | None:

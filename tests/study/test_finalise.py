@@ -14,6 +14,7 @@ from autocompress.records import Latency, Measurement, TrialRecord, TrialState
 from autocompress.search.stopping import Constraints, Rival
 from autocompress.study import finalise
 from autocompress.study.finalise import candidates, soups
+from autocompress.study.requests import Examination
 from autocompress.study.variants import Variant
 
 
@@ -145,23 +146,41 @@ def test_a_soup_is_asked_for_with_all_its_members_and_only_while_there_is_time(m
     assert asked == []
 
 
-@pytest.mark.parametrize(
-    ("timings", "times"), [((), 1.0), ((0.5, 0.0001), 1.0), ((0.5, 1.3, 0.0001), 1.5), ((9.0,), 2.0)]
-)
-def test_on_a_busy_machine_more_time_is_kept_for_the_last_timings(monkeypatch, timings, times):
-    """A timing that another process disturbs is repeated; those of a known structure took no time and say nothing."""
-    driver, _ = driver_of([], seconds=60.0, monkeypatch=monkeypatch)
-    driver.source = SimpleNamespace(last_timing_s=2.0)
-    driver.data_sizes = {"test": 100, "val": 100}
-    driver.config = SimpleNamespace(data=SimpleNamespace(max_val=100), search=SimpleNamespace(cascade=False))
-    driver.trials = [
+@pytest.mark.parametrize(("seconds", "fresh"), [(60.0, 3), (5.5, 1), (3.4, 0)])
+def test_where_time_runs_out_the_front_gets_its_test_values_and_keeps_its_latencies(monkeypatch, seconds, fresh):
+    """Looking takes a second each, timing a promised 1.75 s that turn out to be 3 s."""
+    now, asked = [100.0], []
+    monkeypatch.setattr(finalise, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(finalise, "_test_s", lambda _: 1.0)
+    old = Latency(latency_ms=1.0, ratio=0.5, ratio_ci=(0.5, 0.5), blocks=1)
+    front = [
         TrialRecord(
-            trial=i, state=TrialState.COMPLETE, plan=CompressionPlan(), durations_s={"latency": t, "quality": 1.0}
+            trial=i, state=TrialState.COMPLETE, plan=CompressionPlan(prune_ratio={"a": 0.1 * i}), artifact=f"{i}.onnx",
+            measurement=Measurement(val=0.9, size_bytes=9, compressed_bytes=9, latency=old, params=1, macs=1),
         )
-        for i, t in enumerate(timings)
-    ]
-    monkeypatch.setattr(finalise, "_look_s", lambda _: 1.0)
-    assert finalise._examination_s(driver) == pytest.approx(1.0 + times * 3.0 + 1.0)
+        for i in (1, 2, 3)
+    ]  # fmt: skip
+    dense = replace(front[0], trial=0, plan=CompressionPlan(), origin="baseline")
+
+    def look(_, artifact, *, timed=True):
+        now[0] += 4.0 if timed else 1.0
+        asked.append((artifact, timed))
+        return Examination(test=0.8, latency=replace(old, latency_ms=0.7) if timed else None)
+
+    monkeypatch.setattr(finalise, "_look", look)
+    baseline = SimpleNamespace(test=0.9, artifact="dense.onnx")
+    store = SimpleNamespace(study=lambda _: SimpleNamespace(baseline=baseline), add_trial=lambda *_: None)
+    driver: Any = SimpleNamespace(
+        trials=[dense, *front], store=store, config=SimpleNamespace(name="s"), end=now[0] + seconds, say=lambda _: None,
+        source=SimpleNamespace(last_timing_s=1.0),
+        rivals=lambda: [rival(0, 0.0, 1.0, 1.0), *(rival(i, 0.01 * i, 0.5 - 0.1 * i, 0.5) for i in (1, 2, 3))],
+    )  # fmt: skip
+    driver.trials[0] = replace(dense, measurement=replace(dense.measurement, test=0.9))
+    finalise._examine(driver)
+    seen = [t.measurement for t in driver.trials[1:]]
+    assert [m.test for m in seen] == [0.8] * 3
+    assert sum(m.latency.latency_ms == 0.7 for m in seen) == fresh
+    assert [timed for _, timed in asked] == [True] * fresh + [False] * (3 - fresh)
 
 
 def test_the_two_most_accurate_trained_networks_teach_along(monkeypatch):
