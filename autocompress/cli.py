@@ -24,7 +24,7 @@ from autocompress.errors import AutocompressError, ConstraintError, UsageError
 
 if TYPE_CHECKING:
     from autocompress.api import StudyResult
-    from autocompress.records import StudyRecord, TrialRecord
+    from autocompress.records import TrialRecord
     from autocompress.service.client import Client
 
 INTERRUPTED = 130
@@ -260,10 +260,12 @@ def export(
 
     Limits that are not given are those of the study, except for trial:N.
     """
+    from autocompress.front.choose import bounds_of
+
     result = _opened(study, workspace, server)
     limits = {"max_drop": max_drop, "max_size": max_size, "max_latency": max_latency}
     limits = {key: value for key, value in limits.items() if value is not None}
-    own = {} if pick.startswith("trial:") else _constraints(result.record)
+    own = {} if pick.startswith("trial:") else bounds_of(result.record)
     folder = out or Path(f"{study}-bundle")
     if server is not None:
         from autocompress.service.remote import RemoteStudy
@@ -482,7 +484,9 @@ def _finish(result: StudyResult, as_json: bool, workspace: Path, server: str | N
         return _fail(record.message or said, 1)
     if record.message:  # finished, but earlier than the budget: say why
         typer.echo(record.message, err=True)
-    if limits := _constraints(record):
+    from autocompress.front.choose import bounds_of
+
+    if limits := bounds_of(record):
         try:
             result.best(**limits)
         except ConstraintError as error:
@@ -575,11 +579,6 @@ def _memory(text: str | None) -> int | None:
         return parse_size(text)
     except ValueError as error:
         raise UsageError(f"--max-memory: {error}") from error
-
-
-def _constraints(record: StudyRecord) -> dict[str, Any]:
-    table = record.config.get("search", {})
-    return {key: table[key] for key in ("max_drop", "max_size", "max_latency") if table.get(key) is not None}
 
 
 def _study_rows(workspace: Path) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from autocompress import figures
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, ConstraintError
 from autocompress.front.beliefs import belief_facts, belief_lines, why
-from autocompress.front.choose import pick
+from autocompress.front.choose import bounds_of, pick
 from autocompress.front.explain import (
     ORIGINS,
     format_bytes,
@@ -82,6 +82,7 @@ def render_report(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:
         study=study,
         facts=facts,
         headline=_headline(study, facts, chosen),
+        unmet=_unmet(study, facts),
         metric=metric_name(facts.metric),
         hypervolume={
             s: front_hypervolume(
@@ -127,6 +128,17 @@ def _knee(study: StudyRecord, facts: FrontFacts) -> FrontPoint | None:
         return pick(compressed or facts.front, facts.baseline, direction=direction, objectives=objectives)
     except AutocompressError:
         return None
+
+
+def _unmet(study: StudyRecord, facts: FrontFacts) -> str:
+    """That no point is within the study's bounds, and which is the nearest; empty if one is, or if there are none."""
+    if facts.baseline is None or not facts.front:
+        return ""
+    try:
+        pick(facts.front, facts.baseline, direction=facts.direction, objectives=facts.objectives, **bounds_of(study))
+    except ConstraintError as error:
+        return str(error)
+    return ""
 
 
 def _headline(study: StudyRecord, facts: FrontFacts, chosen: FrontPoint | None) -> str:

@@ -144,6 +144,15 @@ def test_without_a_front_the_page_says_so() -> None:
     assert "cannot enter the front" in page.prose
 
 
+def test_bounds_that_no_point_keeps_are_told_under_the_headline() -> None:
+    config = make_study().config
+    for size, told in ((10, True), (10**9, False)):
+        bounded = make_study(config={**config, "search": {"max_size": size}})
+        prose = " ".join(Page(render_report(bounded, make_trials())).prose.split())
+        assert ("No artifact meets the constraints; the nearest is trial" in prose) is told
+    assert "No artifact meets" not in Page(render_report(make_study(), make_trials())).prose
+
+
 def test_a_baseline_that_nothing_beat_is_called_that() -> None:
     dense = make_trial(0, 0.981, 1_094_138, 1.0, test=0.978, origin="baseline")
     assert "Nothing was found that beats the dense model." in Page(render_report(make_study(), [dense])).prose

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from autocompress.errors import ConstraintError, NotFoundError, UsageError
 from autocompress.front.explain import format_bytes, format_drop, format_ms, judged_on_test
 from autocompress.front.hypervolume import REFERENCE, Direction, metric_drop
-from autocompress.records import OBJECTIVES, Baseline, FrontPoint, cheap_ratios, weighed_bytes
+from autocompress.records import OBJECTIVES, Baseline, FrontPoint, StudyRecord, cheap_ratios, weighed_bytes
 
 RULES = ("knee", "accurate", "small", "fast", "trial:N")
 LIMITS = ("max_drop", "max_size", "max_latency")  # as `pick` and a study file call them
@@ -85,6 +85,12 @@ def pick(
         split = judged_split(front, baseline)
         raise ConstraintError(_nothing_meets(candidates, limits, split, direction))
     return min(met, key=_order(name, met)).point
+
+
+def bounds_of(study: StudyRecord) -> dict[str, Any]:
+    """The limits that a study was searched within, as `pick` takes them."""
+    table = study.config.get("search", {})
+    return {name: table[name] for name in LIMITS if table.get(name) is not None}
 
 
 def judged_split(front: Sequence[FrontPoint], baseline: Baseline) -> Literal["test", "val"]:
