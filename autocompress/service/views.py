@@ -19,7 +19,7 @@ from typing import Any
 from autocompress.api import front_trials
 from autocompress.errors import AutocompressError, NotFoundError
 from autocompress.front.beliefs import belief_facts, belief_lines
-from autocompress.front.choose import LIMITS, pick
+from autocompress.front.choose import bounds_of, pick
 from autocompress.front.explain import words
 from autocompress.front.summary import front_document, front_points, metric_direction
 from autocompress.records import FrontPoint, StudyRecord, StudyState, TrialRecord, TrialState, finite
@@ -329,12 +329,10 @@ def _best(record: StudyRecord, front: tuple[FrontPoint, ...]) -> tuple[str, ...]
         return ()
     direction = metric_direction(record)
     found: dict[int, str] = {}
-    asked = record.config.get("search", {})
-    limits = {name: asked[name] for name in LIMITS if asked.get(name) is not None}
     for rule in _RULES:
         usual = {} if rule == "knee" else {"max_drop": _FEW_POINTS}  # the knee weighs the loss itself
         try:
-            kept: dict[str, Any] = {**usual, **limits}
+            kept: dict[str, Any] = {**usual, **bounds_of(record)}
             point = pick(others, base, rule, direction=direction, objectives=record.objectives, **kept)
         except AutocompressError:
             continue
