@@ -79,7 +79,8 @@ def run(arguments: list[str] | None = None) -> int:
         if len(sys.argv if arguments is None else ["", *arguments]) < 2:  # no verb: the text is the help
             typer.echo(_message(error), err=True)
             return 2
-        return _fail(f"{_message(error)}; `autocompress --help` and `autocompress VERB --help` show what there is", 2)
+        ways = "`autocompress --help` and `autocompress VERB --help` show what there is"
+        return _fail(f"{_message(error)}; {_as_setting(error)}{ways}", 2)
     return code if isinstance(code, int) else 0
 
 
@@ -623,6 +624,15 @@ def _print_json(document: Any, *, indent: int | None = None) -> None:
 def _message(error: Exception) -> str:
     message: Callable[[], str] | None = getattr(error, "format_message", None)
     return (message() if message else str(error)).rstrip(".")
+
+
+def _as_setting(error: Exception) -> str:
+    """How an option that does not exist is given, where it is a value of a study file: --max-size as --set."""
+    from autocompress.config import tables_with
+
+    key = str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_")
+    found = [f"--set {table}.{key}=VALUE" for table in tables_with(key)]
+    return f"a study is searched with it by {' or '.join(found)}; " if found else ""
 
 
 def _fail(text: str, code: int) -> int:

@@ -351,8 +351,17 @@ def _apply_override(merged: dict[str, Any], text: str) -> None:
     target[field] = parsed
 
 
+def tables_with(key: str) -> list[str]:
+    """The tables of a study file that have such a key."""
+    return [table for table in _tables() if key in _keys(table)]
+
+
 def _tables() -> tuple[str, ...]:
     return tuple(n for n in StudyConfig.model_fields if n != "name")
+
+
+def _keys(table: str) -> tuple[str, ...]:
+    return tuple(StudyConfig.model_fields[table].annotation.model_fields)  # type: ignore[union-attr]
 
 
 def _unknown(what: str, got: str, known: tuple[str, ...]) -> str:
@@ -366,8 +375,7 @@ def _explain(error: ValidationError, origin: str) -> str:
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         table, _, key = location.rpartition(".")
-        fields = StudyConfig.model_fields
-        known = tuple(fields[table].annotation.model_fields) if table in fields else tuple(fields)  # type: ignore[union-attr]
+        known = _keys(table) if table in StudyConfig.model_fields else tuple(StudyConfig.model_fields)
         return f"{origin}: in [{table or 'the top level'}], {_unknown('key', key, known)}"
     message = first["msg"].removeprefix("Value error, ")
     return (

@@ -163,6 +163,7 @@ def test_reading_and_help_do_not_import_the_heavy_libraries(workspace, arguments
     [
         (["nope"], 2, "nope"),
         (["front"], 2, "STUDY"),
+        (["search", "--max-size", "50kB"], 2, "--set search.max_size=VALUE"),
         (["front", "digits", "--colour"], 2, "--colour"),
         (["search", "--seed", "many"], 2, "valid integer"),
         (["front", "digit"], 4, "did you mean 'digits'"),

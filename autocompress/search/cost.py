@@ -145,6 +145,7 @@ class LatencyModel:
     def __init__(self, options: Options, *, noise: float = 0.0) -> None:
         self._sums = [_LatencySum(options, lanes, noise=noise) for lanes in LANES]
         self._missed = np.where(np.arange(len(LANES)) > 0, _DOUBTED, 0.0)
+        self.spread = float(np.hypot(_MISFIT, noise))  # sd of a measured ratio, relative to one foreseen
 
     @property
     def lanes(self) -> int:

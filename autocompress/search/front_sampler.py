@@ -25,17 +25,18 @@ from threadpoolctl import ThreadpoolController
 from autocompress.front.hypervolume import Direction, expected_gain, metric_drop
 from autocompress.plan import ACTIVATIONS, CompressionPlan
 from autocompress.search.cost import LatencyModel, SizeModel
-from autocompress.search.options import Candidates, Floats, Options, stack
+from autocompress.search.options import Candidates, Flags, Floats, Ints, Options, stack
 from autocompress.search.ranges import distributions
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Prices, Solver
-from autocompress.search.stopping import Constraints
+from autocompress.search.stopping import Constraints, broken_bound
 from autocompress.search.surrogate import DamageModel, after_training, trained_on, training_factor
 from autocompress.space.search_space import Parameter, SearchSpace
 
 BELIEF = "autocompress:belief"
 _SOLVED, _MUTATED = 24, 12  # plans per proposal
 _PAIRS = 12_000  # solver's arrays: fewer prices at once for larger networks
+_STEEPEST, _STEPS = 2.8, 5  # towards the bounds: the first step of the logarithm of prices, and how many there are
 _SIZE_PRICES, _LATENCY_PRICES = (1e-3, 0.3), (1e-3, 0.5)  # drop for the whole file, for the whole latency
 _RECENT = 5  # trials
 _SETTINGS = (
@@ -124,7 +125,7 @@ class FrontSampler(BaseSampler):
         self._looked = 0  # trials seen so far
         self._unfinished: list[int] = []  # those of them that had not ended
         self._failed = self._options.encode([])
-        self._front, self._parents = np.zeros((0, 3)), self._options.encode([])
+        self._front, self._parents = np.zeros((0, 4)), self._options.encode([])
         self._unit_drops = np.zeros(0)  # of the parents: what one usual training would leave
         self._trainings: list[float] = []
         self._seen: set[bytes] = set()
@@ -167,7 +168,8 @@ class FrontSampler(BaseSampler):
         parts = self._from_kin(pool)
         mean, sd = after_training(*parts[:2], trained_on(usual, self._reference.later), parts[2])
         cheap = self._cheap(pool)
-        gains = expected_gain(mean, sd, cheap, self._front) * self._allowed(mean, sd, pool)
+        within = self._front[self._front[:, 3] == 0, :3]  # a file that breaks a bound takes nothing away
+        gains = expected_gain(mean, sd, cheap, within) * self._allowed(mean, sd, pool)
         if len(self._failed):  # what is like a plan that failed may fail as well
             gains = gains * self._damage.unlike(pool, self._failed).min(1)
         best = self._best_unseen(pool, gains)
@@ -256,7 +258,9 @@ class FrontSampler(BaseSampler):
             self._believed[trial.number] = drop
             longer = trained_on(units, self._reference.later) / units
             unit = training_factor(units)
-        self._enter(one, (max(0.0, drop) * training_factor(longer), *ratios), max(0.0, drop) / unit)
+        file_bytes = trial.user_attrs.get("size_bytes") or size
+        breaks = float(bool(broken_bound(file_bytes or 0, latency or 0.0, self._constraints)))
+        self._enter(one, (max(0.0, drop) * training_factor(longer), *ratios, breaks), max(0.0, drop) / unit)
 
     def _learn_size(self, one: Candidates, size: float | None, file_bytes: float | None) -> None:
         if size is not None:
@@ -264,8 +268,11 @@ class FrontSampler(BaseSampler):
         if file_bytes is not None and self._file is not self._size:
             self._file.observe(one, np.array([file_bytes], float))
 
-    def _enter(self, plan: Candidates, point: tuple[float, float, float], unit_drop: float) -> None:
-        """Add (drop, size ratio, latency ratio) as the last stage would leave them; what they beat goes."""
+    def _enter(self, plan: Candidates, point: tuple[float, float, float, float], unit_drop: float) -> None:
+        """Add (drop, size ratio, latency ratio, whether the file breaks a bound) as the last stage would leave them.
+
+        What they beat goes, but nothing that keeps the bounds is beaten by what does not.
+        """
         if ((self._front <= point).all(1) & (self._front < point).any(1)).any():
             return
         stays = ~((point <= self._front).all(1) & (point < self._front).any(1))
@@ -300,30 +307,46 @@ class FrontSampler(BaseSampler):
         return stack(parts), sources
 
     def _solved(self) -> Candidates:
-        options, draw, limits = self._options, self._random, self._constraints
-        count = max(2, min(_PAIRS // self._pairs, _SOLVED))
+        """The solver's plans at prices drawn over their whole ranges, or at those where a plan just keeps the bounds.
+
+        A bound on size or latency is met from both sides: prices rise where it is broken and fall where it is kept,
+        by steps that are halved, and the plans of all steps are proposed.
+        """
+        options, draw = self._options, self._random
+        every = max(2, min(_PAIRS // self._pairs, _SOLVED))
+        steps = _step_count(every) if self._bounded else 1
+        count = every // steps
         turn = self._looked if count < len(options.activations) else 0  # of few plans each kind has its turn
-        kinds = options.activations[(turn + np.arange(count)) % len(options.activations)]
+        prices = self._prices(options.activations[(turn + np.arange(count)) % len(options.activations)])
+        found = [self._solver.solve(prices)]
+        for step in _STEEPEST / 2.0 ** np.arange(steps - 1):
+            factor = np.exp(np.where(self._keeps_bounds(found[-1]), -step, step))
+            prices = replace(prices, size=prices.size * factor, latency=prices.latency * factor)
+            found.append(self._solver.solve(prices))
+        solved = stack(found)
+        return replace(solved, zeroed=draw.choice(options.zeroed, len(solved))) if len(options.zeroed) > 1 else solved
+
+    def _prices(self, kinds: Ints) -> Prices:
+        """Prices for a plan of each of these kinds of activations, with damages as they may well be."""
+        options, draw, limits = self._options, self._random, self._constraints
         known = {kind: self._latency.layer_shares(kind) for kind in set(kinds.tolist())}
         shares = [known[kind] for kind in kinds.tolist()]
         width, bits, blocks, rank = self._damage.tables(draw)
         weighed, timed = self._weighs or limits.max_size is not None, self._times or limits.max_latency is not None
         narrow = int(np.argmax(options.bits <= 8)) if (options.bits <= 8).any() else 0
-        prices = Prices(
+        return Prices(
             width=width,
             bits=bits,
             rank=rank,
             blocks=blocks,
-            size=_log_uniform(draw, _SIZE_PRICES, count) * weighed / self._reference.size_bytes,
-            latency=_log_uniform(draw, _LATENCY_PRICES, count) * timed,
+            size=_log_uniform(draw, _SIZE_PRICES, len(kinds)) * weighed / self._reference.size_bytes,
+            latency=_log_uniform(draw, _LATENCY_PRICES, len(kinds)) * timed,
             multiply=np.array([s[0] for s in shares]),
             move=np.array([s[1] for s in shares]),
             activations=kinds,
             least_bits=np.where(kinds > 0, narrow, 0),
             lanes=self._latency.lanes,
         )
-        solved = self._solver.solve(prices)
-        return replace(solved, zeroed=draw.choice(options.zeroed, count)) if len(options.zeroed) > 1 else solved
 
     def _drawn(self) -> Candidates:
         plans = []
@@ -382,14 +405,24 @@ class FrontSampler(BaseSampler):
 
     def _allowed(self, mean: Floats, sd: Floats, pool: Candidates) -> Floats:
         """Chance that each plan meets the constraints, also those on what is no objective."""
-        limits, chance = self._constraints, np.ones(len(mean))
-        if limits.max_size is not None:
-            chance *= self._file.predict(pool) <= limits.max_size
-        if limits.max_latency is not None:
-            chance *= self._latency.predict(pool) <= limits.max_latency / self._reference.latency_ms
-        if limits.max_drop is not None:
-            chance *= 1 / (1 + np.exp(-1.7 * (limits.max_drop - mean) / sd))  # the logistic curve that is nearly normal
+        chance = self._keeps_bounds(pool).astype(float)
+        if (bound := self._constraints.max_drop) is not None:
+            chance *= 1 / (1 + np.exp(-1.7 * (bound - mean) / sd))  # the logistic curve that is nearly normal
         return chance
+
+    @property
+    def _bounded(self) -> bool:
+        return self._constraints.max_size is not None or self._constraints.max_latency is not None
+
+    def _keeps_bounds(self, pool: Candidates) -> Flags:
+        """Whether each plan is expected to keep the bounds on size and latency, a latency by more than its noise."""
+        limits, kept = self._constraints, np.ones(len(pool), bool)
+        if limits.max_size is not None:
+            kept &= self._file.predict(pool) <= limits.max_size
+        if limits.max_latency is not None:
+            slowest = limits.max_latency / self._reference.latency_ms / (1 + self._latency.spread)
+            kept &= self._latency.predict(pool) <= slowest
+        return kept
 
     def _settings(self) -> dict[str, Any]:
         """Settings of the recovery: mostly the first choices, which are the study file's best guess."""
@@ -398,6 +431,11 @@ class FrontSampler(BaseSampler):
             usual = self._random.random() < _ORIGINAL
             found[name] = choices[0 if usual else self._random.integers(len(choices))]
         return found
+
+
+def _step_count(plans: int) -> int:
+    """Steps towards the bounds for so many plans in all."""
+    return max(1, min(_STEPS, plans // 4))
 
 
 def _step(which: float, count: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress.front.hypervolume import gain
+from autocompress.front.hypervolume import Floats, gain
 from autocompress.plan import CompressionPlan
 
 LONGER = 0.25  # of a drop is left at best, if the last stage trains on for eight times as long
@@ -20,7 +20,6 @@ RUNG_SHARE = 0.4  # of a training
 _FEW = 4  # trained trials before a rung can stop anything
 _TRIED, _WORTH = 10, 0.1  # looks until it is asked whether they stop enough; a look costs about 5 % of a training
 _OPTIMISM = 1.64  # standard deviations
-BEYOND = 0.1  # what a gain beyond the allowed drop is worth
 MIN_GAIN = 1e-4  # of the hypervolume; less is within the noise of a latency
 
 
@@ -33,6 +32,11 @@ class Rival:
     drop: float
     size_ratio: float
     latency_ratio: float
+
+
+def points_of(rivals: Sequence[Rival]) -> Floats:
+    """(drop, size ratio, latency ratio) of each, [n, 3]."""
+    return np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +86,7 @@ def hopeless(at_rung: float, rung: Rung, *, cheap: tuple[float, float], rivals: 
         cheap: (size ratio, latency ratio) of the file.
     """
     drop = max(0.0, at_rung * rung.hope - MARGIN)
-    front = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
-    if drop == 0 or gain((drop, *cheap), front) >= MIN_GAIN:
+    if drop == 0 or gain((drop, *cheap), points_of(rivals)) >= MIN_GAIN:
         return ""
     return f"after {rung.share:.0%} of its training it lost {at_rung:.4f}; {drop:.4f} at best would not enter the front"
 
@@ -110,7 +113,7 @@ def optimistic_drop(plan: CompressionPlan, rivals: Sequence[Rival]) -> float:
     return max([0.0, *(LONGER * r.drop - MARGIN for r in reached.values() if plan.compresses_at_least(r.plan))])
 
 
-def broken_bound(size_bytes: int, latency_ms: float, constraints: Constraints) -> str:
+def broken_bound(size_bytes: float, latency_ms: float, constraints: Constraints) -> str:
     """Which bound a file of these bytes and this latency breaks; empty if none."""
     if constraints.max_size is not None and size_bytes > constraints.max_size:
         return f"{size_bytes} bytes exceed {constraints.max_size}"
@@ -145,8 +148,7 @@ def judge(
     drop = optimistic_drop(plan, rivals)
     if constraints.max_drop is not None and drop > constraints.max_drop:
         return Verdict(train=False, reason=f"less compressed plans already lose {drop:.4f}, more than allowed")
-    front = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
-    if gain((drop, size_ratio, latency_ratio), front) < MIN_GAIN:
+    if gain((drop, size_ratio, latency_ratio), points_of(rivals)) < MIN_GAIN:
         best = f"even at a drop of {drop:.4f}" if drop > 0 else "even without any loss"
         return Verdict(train=False, reason=f"{best} it would not enter the front")
     return Verdict(train=True)

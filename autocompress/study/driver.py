@@ -49,7 +49,7 @@ _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
 _STAGES = ("search", "final", "resumed")  # what comes after preparing
 _STARTS = 3  # of a worker that dies while it prepares
-_FINALISTS = 5  # trials that the last stage is about enough for
+_FINALISTS = 5
 
 
 class Cancelled(Exception):
@@ -195,7 +195,7 @@ class Driver:
             noise=drop_noise(baseline, min(self.data_sizes["val"], self.config.data.max_val), self.direction),
             latency_noise=baseline.latency_sd or 0.0,
             train_s=self.schedule.train_s,
-            later=self.schedule.final_s / (_FINALISTS * self.schedule.train_s),
+            later=self.schedule.final_s / (self._finalists * self.schedule.train_s),
         )
         return make_sampler(
             search.sampler,
@@ -206,6 +206,11 @@ class Driver:
             seed=search.seed + 1000 * known,  # a resumed study draws from another stream, or it would repeat itself
             without=search.without,
         )
+
+    @property
+    def _finalists(self) -> int:
+        """Trials that the last stage is about enough for; a bound on the drop is best met by one that has it all."""
+        return _FINALISTS if self.config.search.max_drop is None else 1
 
     def _search(self) -> None:
         for title, plan in itertools.chain(self.space.references(), self._sweep()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autocompress.front.hypervolume import Floats, contributions
+from autocompress.front.hypervolume import contributions
 from autocompress.front.pareto import non_dominated
 from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
-from autocompress.search.stopping import MIN_GAIN, Constraints, Rival, broken_bound
+from autocompress.search.stopping import MIN_GAIN, Rival, points_of
+from autocompress.search.worth import Worth, keeps, worth_beside
 from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.last_trainings import Trainable, divide, prospect
 from autocompress.study.requests import MOST_CASCADES, CascadeRequest, Examination
@@ -67,14 +69,10 @@ def candidates(rivals: list[Rival]) -> list[int]:
     """Trials on the front by the hypervolume that only they contribute, most first."""
     if not rivals:
         return []
-    points = _points(rivals)
+    points = points_of(rivals)
     order = np.argsort(-contributions(points), kind="stable")
     on_front = non_dominated(points)
     return [rivals[i].trial for i in order if on_front[i]]
-
-
-def _points(rivals: Sequence[Rival]) -> Floats:
-    return np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
 
 
 def is_time(driver: Driver) -> bool:
@@ -85,21 +83,20 @@ def is_time(driver: Driver) -> bool:
     if len(proposed) >= _FRUITLESS and not any(t.state is TrialState.COMPLETE for t in proposed[-_FRUITLESS:]):
         return True
     believed = [float(t.belief["gain"]) for t in proposed]
-    trainable, left = _trainable(driver), _training_s(driver)
+    (trainable, worth), left = _trainable(driver), _training_s(driver)
     shorter = left - driver.schedule.train_s - driver.overhead_s()
-    lost = _divide(driver, *trainable, left)[0] - _divide(driver, *trainable, shorter)[0]
+    lost = _divide(driver, trainable, worth, left)[0] - _divide(driver, trainable, worth, shorter)[0]
     return lost > fmean(believed[-_RECENT:])
 
 
 def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:
     """The trial that is trained further next, and for how many seconds: its share of the time that is left."""
-    (trainable, front), left = _trainable(driver), _training_s(driver)
-    _, count = _divide(driver, trainable, front, left)
+    (trainable, worth), left = _trainable(driver), _training_s(driver)
+    _, count = _divide(driver, trainable, worth, left)
     if not count:
         return None
-    seconds = min(_AT_MOST * driver.schedule.train_s, left / count - driver.overhead_s())
-    bound = driver.constraints.max_drop
-    prospects = [prospect(trial, front, seconds=seconds, max_drop=bound) for trial in trainable]
+    seconds = min(_at_most_s(driver), left / count - driver.overhead_s())
+    prospects = [prospect(trial, worth, seconds=seconds) for trial in trainable]
     best = int(np.argmax(prospects))
     if prospects[best] < MIN_GAIN:
         return None
@@ -111,39 +108,38 @@ def _training_s(driver: Driver) -> float:
     return driver.end - _reserve_s(driver) - _variants_s(driver) - time.monotonic()
 
 
-def _divide(driver: Driver, trainable: Sequence[Trainable], front: Floats, seconds: float) -> tuple[float, int]:
+def _at_most_s(driver: Driver) -> float:
+    """The longest last training: of a front of several, or of the one that a bound on the drop asks for."""
+    return math.inf if driver.constraints.max_drop is not None else _AT_MOST * driver.schedule.train_s
+
+
+def _divide(driver: Driver, trainable: Sequence[Trainable], worth: Worth, seconds: float) -> tuple[float, int]:
     return divide(
         trainable,
-        front,
+        worth,
         seconds=seconds,
         beside_s=driver.overhead_s(),
         at_least_s=_AT_LEAST * driver.schedule.train_s,
-        at_most_s=_AT_MOST * driver.schedule.train_s,
+        at_most_s=_at_most_s(driver),
         most=_MOST - sum(t.origin == "final" for t in driver.trials),
-        max_drop=driver.constraints.max_drop,
     )
 
 
-def _trainable(driver: Driver) -> tuple[list[Trainable], Floats]:
-    """Trials that are worth a look, and the front as it is believed to be, [n, 3]."""
+def _trainable(driver: Driver) -> tuple[list[Trainable], Worth]:
+    """Trials that are worth a look, and what there is as it is believed to be."""
     by_number = {t.trial: t for t in driver.trials}
+    for_file = replace(driver.constraints, max_drop=None)  # no training makes a file smaller or faster
     rivals, finals = driver.believed_rivals(), [t for t in driver.trials if t.origin == "final"]
-    points = _points(rivals)
+    files = {t.trial: t.measurement for t in driver.trials if t.measurement is not None}
     found = [
         Trainable(rival=r, before_s=before)
         for r in rivals
         if r.plan.trains
         and (before := by_number[r.trial].equivalent_s) > 0
         and not any(t.plan.same_as(r.plan) for t in finals)  # once more gains little, and others wait
-        and not _breaks(by_number[r.trial], driver.constraints)
+        and keeps(r, files.get(r.trial), for_file)
     ]
-    return found, points[non_dominated(points)]
-
-
-def _breaks(trial: TrialRecord, bounds: Constraints) -> bool:
-    """Whether a file breaks a bound that no training changes."""
-    measured = trial.measurement
-    return measured is not None and bool(broken_bound(measured.size_bytes, measured.latency.latency_ms, bounds))
+    return found, worth_beside(rivals, files, driver.constraints)
 
 
 def _teachers(driver: Driver) -> list[TrialRecord]:

@@ -6,17 +6,13 @@ be set against what the next proposal is expected to bring.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from autocompress.front.hypervolume import Floats, gain
-from autocompress.search.stopping import BEYOND, Rival
+from autocompress.search.stopping import Rival
 from autocompress.search.surrogate import trained_on, training_factor
+from autocompress.search.worth import Point, Worth
 
-_UNSURE = 0.25  # standard deviation of a drop that is foreseen, relative
 _LOOKED_AT = 12  # trials of the best prospects, when trainings are chosen together
 
 
@@ -28,27 +24,12 @@ class Trainable:
     before_s: float
 
 
-def prospect(trial: Trainable, front: Floats, *, seconds: float, max_drop: float | None = None) -> float:
-    """Hypervolume that a trial is expected to add when it is trained for so many seconds more.
-
-    One that would probably still lose more than `max_drop` counts for little.
-
-    Args:
-        front: [n, 3] of (drop, size ratio, latency ratio).
-    """
-    point = after(trial, seconds)
-    return _share(point[0], max_drop) * gain(point, front)
+def prospect(trial: Trainable, worth: Worth, *, seconds: float) -> float:
+    """What a trial is expected to add to what there is, when it is trained for so many seconds more."""
+    return worth.of(after(trial, seconds))
 
 
-def _share(drop: float, max_drop: float | None) -> float:
-    """How much a gain counts: by the chance that the drop stays within the bound."""
-    if max_drop is None or drop <= 0:
-        return 1.0
-    inside = 1 / (1 + math.exp(1.7 * (1 - max_drop / drop) / _UNSURE))  # the logistic curve that is nearly normal
-    return BEYOND + (1 - BEYOND) * inside
-
-
-def after(trial: Trainable, seconds: float) -> tuple[float, float, float]:
+def after(trial: Trainable, seconds: float) -> Point:
     """(drop, size ratio, latency ratio) that are expected after so many seconds of training more."""
     left = training_factor(trained_on(trial.before_s, seconds) / trial.before_s)
     return trial.rival.drop * left, trial.rival.size_ratio, trial.rival.latency_ratio
@@ -56,16 +37,15 @@ def after(trial: Trainable, seconds: float) -> tuple[float, float, float]:
 
 def divide(
     trials: Sequence[Trainable],
-    front: Floats,
+    worth: Worth,
     *,
     seconds: float,
     beside_s: float,
     at_least_s: float,
     at_most_s: float,
     most: int,
-    max_drop: float | None = None,
 ) -> tuple[float, int]:
-    """(hypervolume that the last trainings are expected to add, how many there should be), of equal length.
+    """(what the last trainings are expected to add, how many there should be), of equal length.
 
     Args:
         seconds: for all of them; each takes `beside_s` beside its training, which is `at_least_s` to `at_most_s`.
@@ -73,21 +53,21 @@ def divide(
     """
     value, best = 0.0, 0
     for count in range(1, min(most, len(trials), int(seconds / (at_least_s + beside_s))) + 1):
-        added = _together(trials, front, count, min(at_most_s, seconds / count - beside_s), max_drop)
+        added = _together(trials, worth, count, min(at_most_s, seconds / count - beside_s))
         if added > value:
             value, best = added, count
     return value, best
 
 
-def _together(trials: Sequence[Trainable], front: Floats, count: int, seconds: float, max_drop: float | None) -> float:
+def _together(trials: Sequence[Trainable], worth: Worth, count: int, seconds: float) -> float:
     """What so many trainings add, chosen one after another as the last stage does."""
-    alone = {i: prospect(trial, front, seconds=seconds, max_drop=max_drop) for i, trial in enumerate(trials)}
+    alone = {i: prospect(trial, worth, seconds=seconds) for i, trial in enumerate(trials)}
     left = sorted(alone, key=lambda i: -alone[i])[: max(count, _LOOKED_AT)]
     total = 0.0
     for _ in range(count):
-        now = {i: prospect(trials[i], front, seconds=seconds, max_drop=max_drop) for i in left}
+        now = {i: prospect(trials[i], worth, seconds=seconds) for i in left}
         best = max(left, key=lambda i: now[i])
         total += now[best]
-        front = np.vstack([front, after(trials[best], seconds)])
+        worth = worth.joined(after(trials[best], seconds))
         left.remove(best)
     return total

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autocompress.front.hypervolume import gain
 from autocompress.front.pareto import non_dominated
 from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord
 from autocompress.search.cost import SizeModel
 from autocompress.search.options import Options
-from autocompress.search.stopping import BEYOND, MIN_GAIN, Constraints, Rival, broken_bound
+from autocompress.search.stopping import MIN_GAIN, Constraints, Rival, broken_bound, points_of
+from autocompress.search.worth import worth_beside
 from autocompress.space.search_space import SearchSpace
 
 _MORE_BITS = 0.8  # of the drop is left, at best, where every layer gets more bits
@@ -26,7 +26,7 @@ _ENOUGH = 8  # bits: all that integer activations allow, and floats lose nothing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A plan that differs from its parent's in bits alone, and the hypervolume it may add."""
+    """A plan that differs from its parent's in bits alone, and what it may add."""
 
     plan: CompressionPlan
     parent: int
@@ -47,13 +47,13 @@ def best_variant(
         constraints: what is slower or larger than allowed is left out, what loses more counts for little.
     """
     bounds = constraints or Constraints()
-    points = np.array([(r.drop, r.size_ratio, r.latency_ratio) for r in rivals]).reshape(-1, 3)
     choices = sorted(space.config.weight_bits)
     options, weights = Options(space), {layer.name: layer.weights for layer in space.facts.layers}
     files = {t.trial: t.measurement for t in trials if t.measurement}
+    worth = worth_beside(rivals, files, bounds)
     tried = {t.plan.structure_key() for t in trials}
     found: list[Variant] = []
-    for rival, on_front in zip(rivals, non_dominated(points), strict=True):
+    for rival, on_front in zip(rivals, non_dominated(points_of(rivals)), strict=True):
         if not (on_front and rival.plan.trains):
             continue
         for bits, left in other_bits(rival.plan.weight_bits, choices, weights):
@@ -64,10 +64,8 @@ def best_variant(
             predicted = _predicted_bytes(options, plan, rival.plan, file.size_bytes)
             if broken_bound(round(predicted), file.latency.latency_ms, bounds):
                 continue
-            drop = left * max(0.0, rival.drop)
-            share = 1.0 if bounds.max_drop is None or drop <= bounds.max_drop else BEYOND
-            point = (drop, rival.size_ratio * predicted / file.size_bytes, rival.latency_ratio)
-            found.append(Variant(plan=plan, parent=rival.trial, gain=share * gain(point, points)))
+            point = (left * max(0.0, rival.drop), rival.size_ratio * predicted / file.size_bytes, rival.latency_ratio)
+            found.append(Variant(plan=plan, parent=rival.trial, gain=worth.of(point)))
     best = max(found, key=lambda v: v.gain, default=None)
     return None if best is None or best.gain < MIN_GAIN else best
 

@@ -140,6 +140,26 @@ def test_a_constraint_keeps_proposals_inside_of_it(chain):
         study.tell(trial, World(chain).values(trial.params))
 
 
+@pytest.mark.parametrize("objectives", [("accuracy", "size", "latency"), ("accuracy", "size")])
+def test_what_breaks_a_bound_takes_nothing_from_what_keeps_it(chain, objectives):
+    """A tiny file without loss, and slow: where latency is no objective it beats everything that anybody may use."""
+    reference = replace(REFERENCE, objectives=objectives)
+    gains, engines = [], []
+    for slow in ([], [0.95, 400, 0.6]):
+        engine = sampler(chain, reference=reference, constraints=Constraints(max_latency=0.5))
+        study = optuna.create_study(directions=["maximize", *["minimize"] * (len(objectives) - 1)], sampler=engine)
+        attrs = {"plan": CompressionPlan(weight_bits={"a": 8}, activations="uint8").to_dict(), "latency_ms": 0.6}
+        if slow:
+            study.add_trial(optuna.create_trial(values=slow[: len(objectives)], user_attrs=attrs))
+        first = ask(study, chain)
+        gains.append(belief(study, first)["gain"])
+        study.tell(first, [0.94, 5_000, 0.4][: len(objectives)])
+        ask(study, chain)
+        engines.append(engine)
+    assert gains[1] > 0.5 * gains[0] > 0
+    assert sorted(engines[1]._front[:, 3]) == [0, 1], "both stay: one to start from, one to be had"
+
+
 def test_a_bound_on_the_drop_keeps_proposals_inside_of_it_once_something_is_known(chain):
     def beyond(**bounds: float) -> int:
         count = 0
@@ -181,7 +201,7 @@ def test_two_objectives_ignore_what_is_not_asked_for(chain):
     assert belief(study, trial)["size_ratio"] == 0
     study.tell(trial, [0.94, 0.5])
     ask(study, chain)
-    np.testing.assert_allclose(engine._front, [[0.01, 0.0, 0.5]], rtol=0.05)
+    np.testing.assert_allclose(engine._front, [[0.01, 0.0, 0.5, 0.0]], rtol=0.05)
 
 
 def test_the_luckiest_of_many_trials_is_not_taken_at_its_word(chain):

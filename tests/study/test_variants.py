@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -72,10 +73,16 @@ def test_what_breaks_a_bound_is_no_variant_and_what_loses_too_much_counts_for_li
     assert free is not None
     assert best_variant(SPACE, [record], [rival], Constraints(max_latency=1e-9)) is None
     assert best_variant(SPACE, [record], [rival], Constraints(max_size=10_199)) is None
-    assert best_variant(SPACE, [record], [rival], Constraints(max_size=10_200)) == free
-    much = best_variant(SPACE, [record], [rival], Constraints(max_drop=0.005))
+    point = (0.01, 10_200 / DENSE_BYTES, 0.5)
+    small = best_variant(SPACE, [record], [rival], Constraints(max_size=10_200))
+    assert small is not None
+    assert small == replace(free, gain=small.gain)
+    assert small.gain == pytest.approx(0.1 * free.gain + 0.9 * gain(point, [])), "its parent is too large to count"
+    much = best_variant(SPACE, [record], [rival], Constraints(max_drop=0.001))
     assert much is not None
-    assert much.gain == pytest.approx(0.1 * free.gain)
+    chance = 1 / (1 + math.exp(1.7 * 0.9 / 0.25))
+    assert much.gain == pytest.approx(0.1 * free.gain + 0.9 * chance * gain(point, []))
+    assert much.gain < 0.12 * free.gain
 
 
 def test_nothing_is_tried_twice_and_nothing_from_behind_the_front():

@@ -1,0 +1,84 @@
+"""What a result is worth in a study with bounds: hypervolume within them counts in full, any other a tenth.
+
+A file that breaks a bound takes nothing away from one that keeps it: however small and accurate it is, nobody who
+set the bound can use it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.front.hypervolume import Floats, gain
+from autocompress.front.pareto import non_dominated
+from autocompress.records import Measurement
+from autocompress.search.stopping import Constraints, Rival, broken_bound, points_of
+
+Point = tuple[float, float, float]
+_BEYOND = 0.1  # what hypervolume beyond the bounds is worth
+_UNSURE = 0.25  # standard deviation of a drop that is foreseen, relative
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worth:
+    """What there is already, against which something new is weighed; points are (drop, size ratio, latency ratio).
+
+    Attributes:
+        whole: front of everything, [n, 3].
+        within: front of what keeps the bounds, [m, 3].
+        max_drop: the bound on the drop; size and latency are known before a training, and what breaks theirs is not
+            weighed at all.
+    """
+
+    whole: Floats
+    within: Floats
+    max_drop: float | None = None
+
+    def of(self, point: Point) -> float:
+        """What a plan is expected to add that keeps the bounds on size and latency; its drop is foreseen."""
+        if self.max_drop is None and self.within is self.whole:
+            return gain(point, self.whole)
+        return _BEYOND * gain(point, self.whole) + (1 - _BEYOND) * self._chance(point[0]) * gain(point, self.within)
+
+    def joined(self, point: Point) -> Worth:
+        """With that point in it."""
+        whole = np.vstack([self.whole, point])
+        if self.within is self.whole:
+            return Worth(whole=whole, within=whole, max_drop=self.max_drop)
+        kept = self.max_drop is None or point[0] <= self.max_drop
+        within = np.vstack([self.within, point]) if kept else self.within
+        return Worth(whole=whole, within=within, max_drop=self.max_drop)
+
+    def _chance(self, drop: float) -> float:
+        """That a drop which is foreseen stays within the bound."""
+        if self.max_drop is None or drop <= 0:
+            return 1.0
+        return 1 / (1 + math.exp(1.7 * (1 - self.max_drop / drop) / _UNSURE))  # the logistic curve is nearly normal
+
+
+def worth_beside(rivals: Sequence[Rival], files: Mapping[int, Measurement], bounds: Constraints) -> Worth:
+    """What is worth anything beside these trials.
+
+    Args:
+        files: of the trials as measured; one that is not among them counts as keeping the bounds on its file.
+    """
+    whole = _front(rivals)
+    if bounds == Constraints():
+        return Worth(whole=whole, within=whole)
+    kept = [r for r in rivals if keeps(r, files.get(r.trial), bounds)]
+    return Worth(whole=whole, within=_front(kept), max_drop=bounds.max_drop)
+
+
+def keeps(rival: Rival, file: Measurement | None, bounds: Constraints) -> bool:
+    """Whether a trial is within all bounds."""
+    if bounds.max_drop is not None and rival.drop > bounds.max_drop:
+        return False
+    return file is None or not broken_bound(file.size_bytes, file.latency.latency_ms, bounds)
+
+
+def _front(rivals: Sequence[Rival]) -> Floats:
+    points = points_of(rivals)
+    return points[non_dominated(points)]
