@@ -36,7 +36,8 @@ from autocompress.space.search_space import Parameter, SearchSpace
 BELIEF = "autocompress:belief"
 _SOLVED, _MUTATED = 24, 12  # plans per proposal
 _PAIRS = 12_000  # solver's arrays: fewer prices at once for larger networks
-_STEEPEST, _STEPS = 2.8, 5  # towards the bounds: the first step of the logarithm of prices, and how many there are
+_STEEPEST, _STEPS = 2.8, 4  # towards the bounds: the first step of the logarithm of prices, and how many there are
+_FEWEST = 8  # plans, of which half are brought near the bounds
 _SIZE_PRICES, _LATENCY_PRICES = (1e-3, 0.3), (1e-3, 0.5)  # drop for the whole file, for the whole latency
 _RECENT = 5  # trials
 _SETTINGS = (
@@ -168,7 +169,7 @@ class FrontSampler(BaseSampler):
         parts = self._from_kin(pool)
         mean, sd = after_training(*parts[:2], trained_on(usual, self._reference.later), parts[2])
         cheap = self._cheap(pool)
-        within = self._front[self._front[:, 3] == 0, :3]  # a file that breaks a bound takes nothing away
+        within = self._front[self._front[:, 3] == 0, :3]  # what breaks a bound takes nothing away
         gains = expected_gain(mean, sd, cheap, within) * self._allowed(mean, sd, pool)
         if len(self._failed):  # what is like a plan that failed may fail as well
             gains = gains * self._damage.unlike(pool, self._failed).min(1)
@@ -258,9 +259,18 @@ class FrontSampler(BaseSampler):
             self._believed[trial.number] = drop
             longer = trained_on(units, self._reference.later) / units
             unit = training_factor(units)
-        file_bytes = trial.user_attrs.get("size_bytes") or size
-        breaks = float(bool(broken_bound(file_bytes or 0, latency or 0.0, self._constraints)))
-        self._enter(one, (max(0.0, drop) * training_factor(longer), *ratios, breaks), max(0.0, drop) / unit)
+        later = max(0.0, drop) * training_factor(longer)
+        breaks = self._breaks(later, trial.user_attrs.get("size_bytes") or size or 0.0, latency or 0.0)
+        self._enter(one, (later, *ratios, float(breaks)), max(0.0, drop) / unit)
+
+    def _breaks(self, drop: float, file_bytes: float, latency_ms: float) -> bool:
+        """Whether a result is beyond the bounds; of one that loses too much only where a goal is to be met.
+
+        A front is to be had on both sides of a bound on the drop, a file of another size or latency is of no use.
+        """
+        limits = self._constraints
+        too_bad = limits.is_goal and limits.max_drop is not None and drop > limits.max_drop
+        return too_bad or bool(broken_bound(file_bytes, latency_ms, limits))
 
     def _learn_size(self, one: Candidates, size: float | None, file_bytes: float | None) -> None:
         if size is not None:
@@ -269,7 +279,7 @@ class FrontSampler(BaseSampler):
             self._file.observe(one, np.array([file_bytes], float))
 
     def _enter(self, plan: Candidates, point: tuple[float, float, float, float], unit_drop: float) -> None:
-        """Add (drop, size ratio, latency ratio, whether the file breaks a bound) as the last stage would leave them.
+        """Add (drop, size ratio, latency ratio, whether it breaks a bound) as the last stage would leave them.
 
         What they beat goes, but nothing that keeps the bounds is beaten by what does not.
         """
@@ -307,24 +317,30 @@ class FrontSampler(BaseSampler):
         return stack(parts), sources
 
     def _solved(self) -> Candidates:
-        """The solver's plans at prices drawn over their whole ranges, or at those where a plan just keeps the bounds.
-
-        A bound on size or latency is met from both sides: prices rise where it is broken and fall where it is kept,
-        by steps that are halved, and the plans of all steps are proposed.
-        """
+        """The solver's plans at prices drawn over their whole ranges, or at those where plans just keep the bounds."""
         options, draw = self._options, self._random
-        every = max(2, min(_PAIRS // self._pairs, _SOLVED))
-        steps = _step_count(every) if self._bounded else 1
-        count = every // steps
+        count = max(2, min(_PAIRS // self._pairs, _SOLVED))
+        stepwise = self._constraints.bounds_file and count >= _FEWEST  # several times takes too long in large networks
+        count //= 2 if stepwise else 1
         turn = self._looked if count < len(options.activations) else 0  # of few plans each kind has its turn
         prices = self._prices(options.activations[(turn + np.arange(count)) % len(options.activations)])
-        found = [self._solver.solve(prices)]
-        for step in _STEEPEST / 2.0 ** np.arange(steps - 1):
-            factor = np.exp(np.where(self._keeps_bounds(found[-1]), -step, step))
-            prices = replace(prices, size=prices.size * factor, latency=prices.latency * factor)
-            found.append(self._solver.solve(prices))
-        solved = stack(found)
+        solved = self._within_bounds(prices) if stepwise else self._solver.solve(prices)
         return replace(solved, zeroed=draw.choice(options.zeroed, len(solved))) if len(options.zeroed) > 1 else solved
+
+    def _within_bounds(self, prices: Prices) -> Candidates:
+        """Plans near the bounds on size and latency, two from each of these prices.
+
+        The price of each rises where its bound is broken and falls half as far where it is kept, by steps that are
+        halved; the plans of the last two are taken.
+        """
+        limits, found = self._constraints, [self._solver.solve(prices)]
+        for step in _STEEPEST / 2.0 ** np.arange(_STEPS):
+            small, fast = self._small(found[-1]), self._fast(found[-1])
+            size = prices.size * np.exp(np.where(small, -step / 2, step) * (limits.max_size is not None))
+            latency = prices.latency * np.exp(np.where(fast, -step / 2, step) * (limits.max_latency is not None))
+            prices = replace(prices, size=size, latency=latency)
+            found.append(self._solver.solve(prices))
+        return stack(found[-2:])
 
     def _prices(self, kinds: Ints) -> Prices:
         """Prices for a plan of each of these kinds of activations, with damages as they may well be."""
@@ -405,24 +421,22 @@ class FrontSampler(BaseSampler):
 
     def _allowed(self, mean: Floats, sd: Floats, pool: Candidates) -> Floats:
         """Chance that each plan meets the constraints, also those on what is no objective."""
-        chance = self._keeps_bounds(pool).astype(float)
+        chance = (self._small(pool) & self._fast(pool)).astype(float)
         if (bound := self._constraints.max_drop) is not None:
             chance *= 1 / (1 + np.exp(-1.7 * (bound - mean) / sd))  # the logistic curve that is nearly normal
         return chance
 
-    @property
-    def _bounded(self) -> bool:
-        return self._constraints.max_size is not None or self._constraints.max_latency is not None
+    def _small(self, pool: Candidates) -> Flags:
+        """Whether each plan is expected to keep the bound on the file's bytes."""
+        bound = self._constraints.max_size
+        return np.full(len(pool), True) if bound is None else self._file.predict(pool) <= bound
 
-    def _keeps_bounds(self, pool: Candidates) -> Flags:
-        """Whether each plan is expected to keep the bounds on size and latency, a latency by more than its noise."""
-        limits, kept = self._constraints, np.ones(len(pool), bool)
-        if limits.max_size is not None:
-            kept &= self._file.predict(pool) <= limits.max_size
-        if limits.max_latency is not None:
-            slowest = limits.max_latency / self._reference.latency_ms / (1 + self._latency.spread)
-            kept &= self._latency.predict(pool) <= slowest
-        return kept
+    def _fast(self, pool: Candidates) -> Flags:
+        """Whether each plan is expected to keep the bound on latency by more than its noise."""
+        bound = self._constraints.max_latency
+        if bound is None:
+            return np.full(len(pool), True)
+        return self._latency.predict(pool) <= bound / self._reference.latency_ms / (1 + self._latency.spread)
 
     def _settings(self) -> dict[str, Any]:
         """Settings of the recovery: mostly the first choices, which are the study file's best guess."""
@@ -431,11 +445,6 @@ class FrontSampler(BaseSampler):
             usual = self._random.random() < _ORIGINAL
             found[name] = choices[0 if usual else self._random.integers(len(choices))]
         return found
-
-
-def _step_count(plans: int) -> int:
-    """Steps towards the bounds for so many plans in all."""
-    return max(1, min(_STEPS, plans // 4))
 
 
 def _step(which: float, count: int) -> tuple[int, int]:

@@ -47,6 +47,16 @@ class Constraints:
     max_size: int | None = None
     max_latency: float | None = None
 
+    @property
+    def bounds_file(self) -> bool:
+        """Whether size or latency is bounded, both of which are known before a training."""
+        return self.max_size is not None or self.max_latency is not None
+
+    @property
+    def is_goal(self) -> bool:
+        """Whether one good file is asked for, small or fast and accurate at once, rather than a front of several."""
+        return self.max_drop is not None and self.bounds_file
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:

@@ -209,8 +209,8 @@ class Driver:
 
     @property
     def _finalists(self) -> int:
-        """Trials that the last stage is about enough for; a bound on the drop is best met by one that has it all."""
-        return _FINALISTS if self.config.search.max_drop is None else 1
+        """Trials that the last stage is about enough for; a goal is best met by one that has all of it."""
+        return 1 if self.constraints.is_goal else _FINALISTS
 
     def _search(self) -> None:
         for title, plan in itertools.chain(self.space.references(), self._sweep()):

@@ -109,8 +109,8 @@ def _training_s(driver: Driver) -> float:
 
 
 def _at_most_s(driver: Driver) -> float:
-    """The longest last training: of a front of several, or of the one that a bound on the drop asks for."""
-    return math.inf if driver.constraints.max_drop is not None else _AT_MOST * driver.schedule.train_s
+    """The longest last training: one of several for a front, or all there is for a goal."""
+    return math.inf if driver.constraints.is_goal else _AT_MOST * driver.schedule.train_s
 
 
 def _divide(driver: Driver, trainable: Sequence[Trainable], worth: Worth, seconds: float) -> tuple[float, int]:
@@ -201,8 +201,9 @@ def _round_otherwise(driver: Driver) -> None:
 
 
 def _variants_s(driver: Driver) -> float:
-    """Seconds that are kept for other roundings."""
-    return 0.0 if driver.config.search.sampler == "sweep" else _VARIANTS * driver.schedule.final_s
+    """Seconds that are kept for other roundings: they lengthen a front, and seldom meet a goal."""
+    needless = driver.config.search.sampler == "sweep" or driver.constraints.is_goal
+    return 0.0 if needless else _VARIANTS * driver.schedule.final_s
 
 
 def _make_cascades(driver: Driver) -> None:

@@ -46,6 +46,7 @@ SMALL = ("residual", "depthwise", "plain")
 # The built-in studies ask for one point at most; what is measured is the hypervolume up to its reference.
 ASKED: Mapping[str, Mapping[str, Any]] = {name: {"max_drop": REFERENCE["drop"]} for name in ("resnet20", "mobilenetv2")}
 STUDY = "run"  # its name in the workspace that each run has for itself
+PROGRAM = ("-m", "autocompress")
 _TEACHER_BUDGET = "1h"  # more than any needs; a teacher that was cut is refused
 _HANGS_AFTER = (1.25, 120.0)  # times the budget, plus seconds
 
@@ -144,9 +145,11 @@ def teacher(task: str, seed: int, workspace: Path) -> Path:
     return path
 
 
-def run(job: Job, weights: Path, *, workspace: Path, out: Path, keep: bool) -> dict[str, str]:
+def run(
+    job: Job, weights: Path, *, workspace: Path, out: Path, keep: bool, program: Sequence[str] = PROGRAM
+) -> dict[str, str]:
     """Do one run in a fresh workspace, judge it on test data, and append its rows; the row of the run is returned."""
-    folder = workspace / "runs" / f"{job.task}-{number(job.budget_s)}s" / f"{job.contender.name}-{job.seed}"
+    folder = folder_of(workspace, job)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted: its time is not known
     started, load = datetime.now(UTC), os.getloadavg()[0]
     chosen = {**ASKED.get(job.task, {}), **job.contender.settings(job.budget_s)}
@@ -155,7 +158,7 @@ def run(job: Job, weights: Path, *, workspace: Path, out: Path, keep: bool) -> d
     scale, extra = _HANGS_AFTER
     outcome = _search(
         STUDIES[job.task], folder, seed=job.seed, budget=f"{number(job.budget_s)}s", settings=settings,
-        timeout_s=scale * job.budget_s + extra,
+        timeout_s=scale * job.budget_s + extra, program=program,
     )  # fmt: skip
     tests, facts = judge(outcome, folder, job.task)
     name = f"{started:%Y%m%dT%H%M%S}-{job.task}-{job.contender.name}-{job.seed}"
@@ -171,6 +174,11 @@ def run(job: Job, weights: Path, *, workspace: Path, out: Path, keep: bool) -> d
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
     return row
+
+
+def folder_of(workspace: Path, job: Job) -> Path:
+    """Where a run has its workspace."""
+    return workspace / "runs" / f"{job.task}-{number(job.budget_s)}s" / f"{job.contender.name}-{job.seed}"
 
 
 def judge(outcome: Outcome, workspace: Path, task: str) -> tuple[dict[int, float], dict[str, str]]:
@@ -365,11 +373,18 @@ def _trial_rows(outcome: Outcome, tests: Mapping[int, float], same: Mapping[str,
 
 
 def _search(
-    study: str, workspace: Path, *, seed: int, budget: str, settings: Sequence[str], timeout_s: float
+    study: str,
+    workspace: Path,
+    *,
+    seed: int,
+    budget: str,
+    settings: Sequence[str],
+    timeout_s: float,
+    program: Sequence[str] = PROGRAM,
 ) -> Outcome:
     """Search as a user would, in a fresh process and a fresh workspace, and read what came of it."""
     workspace.mkdir(parents=True)
-    command = [sys.executable, "-m", "autocompress", "search", study, "--name", STUDY, "--seed", str(seed)]
+    command = [sys.executable, *program, "search", study, "--name", STUDY, "--seed", str(seed)]
     command += ["--budget", budget, "--workspace", str(workspace), "--json", *settings]
     # Settings in the environment would be silently part of one machine's results.
     clean = {k: v for k, v in os.environ.items() if not k.startswith("AUTOCOMPRESS_") or k == "AUTOCOMPRESS_DATA"}
@@ -390,7 +405,7 @@ def _search(
         except subprocess.TimeoutExpired:
             code = None
     wall_s = time.monotonic() - start
-    study_record, trials = _stored(workspace)
+    study_record, trials = stored(workspace)
     cleaned = tuple(replace(t, reason=_without_paths(t.reason, workspace)) for t in trials)
     error = _without_paths(_error(code, study_record, log), workspace)
     return Outcome(study=study_record, trials=cleaned, wall_s=wall_s, exit_code=code, error=error)
@@ -404,7 +419,8 @@ def _without_paths(text: str, workspace: Path) -> str:
     return text
 
 
-def _stored(workspace: Path) -> tuple[StudyRecord | None, tuple[TrialRecord, ...]]:
+def stored(workspace: Path) -> tuple[StudyRecord | None, tuple[TrialRecord, ...]]:
+    """The study of a run and its trials; None and nothing where there is none."""
     from autocompress.api import open_study
 
     try:

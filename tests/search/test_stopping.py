@@ -155,3 +155,16 @@ def test_a_training_that_cannot_reach_the_front_ends_at_its_rung():
     assert "would not enter the front" in hopeless(0.1, rung, cheap=(0.3, 0.3), rivals=front)
     assert hopeless(0.02, rung, cheap=(0.3, 0.3), rivals=front) == "", "half of it less the margin is better than 0.01"
     assert hopeless(0.1, rung, cheap=(0.1, 0.3), rivals=front) == "", "it is smaller than all of the front"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "of_file", "goal"),
+    [
+        ({}, False, False),
+        ({"max_drop": 0.01}, False, False),
+        ({"max_size": 900}, True, False),
+        ({"max_latency": 1.0, "max_drop": 0.0}, True, True),
+    ],
+)
+def test_a_goal_is_a_bound_on_the_drop_beside_one_on_the_file(bounds, of_file, goal):
+    assert (Constraints(**bounds).bounds_file, Constraints(**bounds).is_goal) == (of_file, goal)

@@ -21,7 +21,7 @@ from autocompress.plan import CompressionPlan
 from autocompress.records import Latency, Measurement, TrialRecord, TrialState
 
 FOLDER = Path(__file__).resolve().parents[2] / "studies" / "search_benchmark"
-NAMES = ("contenders", "curve", "paired", "tasks", "run", "analyse")
+NAMES = ("contenders", "curve", "paired", "tasks", "run", "analyse", "known")
 
 
 def _load() -> dict[str, ModuleType]:
@@ -41,7 +41,7 @@ def _load() -> dict[str, ModuleType]:
 
 
 MODULES = _load()
-contenders, curve, paired, tasks, run, analyse = (MODULES[name] for name in NAMES)
+contenders, curve, paired, tasks, run, analyse, known = (MODULES[name] for name in NAMES)
 
 
 def point(spent_s: float, val: float, test: float, size: float, latency: float) -> Any:
@@ -451,3 +451,53 @@ def test_what_a_row_says_of_the_machine_can_be_found_out():
     facts = run._machine()
     assert facts["processor"]
     assert int(facts["cores"]) >= 1
+
+
+# -- what a search reaches that knows its plans
+
+
+def trained(number: int, test: float, size: int, latency: float) -> tuple[TrialRecord, float]:
+    measured = Measurement(
+        val=0.9,
+        size_bytes=size,
+        compressed_bytes=size,
+        latency=Latency(latency_ms=latency, ratio=latency, ratio_ci=(latency, latency), blocks=1),
+        params=1,
+        macs=1,
+    )
+    plan = CompressionPlan(prune_ratio={"a": number / 10} if number else {}, weight_bits={"a": 4} if number else {})
+    origin = "search" if number else "baseline"
+    return TrialRecord(trial=number, state=TrialState.COMPLETE, plan=plan, origin=origin, measurement=measured), test
+
+
+def test_known_plans_are_those_that_add_most_to_the_ones_before():
+    """The second adds nothing to the first, which beats it; the fourth would add most, and has no test value."""
+    parts = [trained(0, 0.9, 1000, 1.0), trained(1, 0.9, 100, 0.3), trained(2, 0.899, 200, 0.31)]
+    parts += [trained(3, 0.88, 300, 0.1), trained(4, 0.9, 10, 0.1)]
+    trials, tests = [t for t, _ in parts], {t.trial: test for t, test in parts if t.trial != 4}
+    plans = known.most_together(trials, tests, 2)
+    assert [plan.prune_ratio["a"] for plan in plans] == [0.1, 0.3]
+    assert len(known.most_together(trials, tests, 9)) == 3
+
+
+def test_known_plans_are_trained_for_equal_shares_of_the_time_that_is_left(monkeypatch):
+    now, trained_s = [100.0], []
+
+    def evaluate(plan: CompressionPlan, *, train_s: float, **_: Any) -> None:
+        trained_s.append(train_s)
+        now[0] += train_s + 2.0
+
+    monkeypatch.setattr(known.time, "monotonic", lambda: now[0])
+    driver = object.__new__(known.KnownDriver)
+    driver.plans, driver.evaluate, driver.overhead_s = [CompressionPlan()] * 3, evaluate, lambda: 2.0
+    monkeypatch.setattr(known.KnownDriver, "end", property(lambda _: 130.5))
+    driver._search()
+    assert trained_s == [pytest.approx(8.0)] * 3
+    assert now[0] == pytest.approx(130.0)
+    driver._search()
+    assert len(trained_s) == 3, "no time is left"
+
+
+def test_a_search_that_knows_its_plans_has_settings_that_exist():
+    settings = known.contender(2).settings(24.0)
+    assert load_config({"search": settings}, name="x", origin="x").search.sweep == 0

@@ -48,6 +48,28 @@ def test_a_file_beyond_a_bound_is_not_trained_further(monkeypatch):
     assert finalise._next_to_train(driver) is None
 
 
+def test_a_goal_is_met_by_one_training_that_has_all_the_time(monkeypatch):
+    """For a front no training is longer than eight of a trial's, and some of the time is for other roundings."""
+    plans = [CompressionPlan(prune_ratio={"a": ratio}, weight_bits={"a": 4}) for ratio in (0.5, 0.25)]
+    rivals = [replace(rival(1, 0.04, 0.05, 0.3), plan=plans[0]), replace(rival(2, 0.06, 0.04, 0.2), plan=plans[1])]
+    driver, _ = driver_of(rivals, seconds=101.0, monkeypatch=monkeypatch)
+    driver.schedule = SimpleNamespace(train_s=2.0, final_s=50.0)
+    driver.config = SimpleNamespace(search=SimpleNamespace(sampler="front"))
+    driver.trials = [replace(trial, equivalent_s=2.0) for trial in driver.trials]
+    longest = {}
+    for name, bounds in (
+        ("front", Constraints()),
+        ("drop alone", Constraints(max_drop=0.008)),
+        ("size alone", Constraints(max_size=900)),
+        ("goal", Constraints(max_drop=0.008, max_size=900)),
+    ):
+        driver.constraints = bounds
+        parent, longest[name] = finalise._next_to_train(driver)
+        assert parent.trial == 1 if name == "goal" else parent.trial in (1, 2)
+    assert max(longest["front"], longest["drop alone"], longest["size alone"]) <= 16.0
+    assert longest["goal"] == pytest.approx(99.0, abs=1.0)
+
+
 @pytest.mark.parametrize(
     ("gains", "over"), [((0.2, 0.1, 0.1), False), ((0.2, 1e-5, 1e-5, 1e-5), True), ((1e-5,), False)]
 )
