@@ -102,7 +102,7 @@ def _areas(cheap: Floats, others: Floats) -> Floats:
     spans = np.maximum(edges[1:] - np.maximum(edges[:-1], cheap[:, :1]), 0.0)  # [n, m + 1]
     free: Floats = np.array(
         [np.maximum(ceilings - y, 0.0) @ span for y, span in zip(cheap[:, 1], spans, strict=True)]
-    ).reshape(len(cheap), -1)
+    ).reshape(len(cheap), len(others) + 1)
     return free
 
 

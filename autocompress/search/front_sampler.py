@@ -30,13 +30,17 @@ from autocompress.search.ranges import distributions
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Prices, Solver
 from autocompress.search.stopping import Constraints, broken_bound
-from autocompress.search.surrogate import DamageModel, after_training, trained_on, training_factor
+from autocompress.search.surrogate import SUREST, DamageModel, after_training, trained_on, training_factor
+from autocompress.search.worth import UNSURE, chance_below
 from autocompress.space.search_space import Parameter, SearchSpace
 
 BELIEF = "autocompress:belief"
 _SOLVED, _MUTATED = 24, 12  # plans per proposal
 _PAIRS = 12_000  # solver's arrays: fewer prices at once for larger networks
 _STEEPEST, _STEPS = 2.8, 4  # towards the bounds: the first step of the logarithm of prices, and how many there are
+_KEEPS, _LOSES_TOO_MUCH, _TOO_LARGE_OR_SLOW = 0.0, 1.0, 2.0  # how a result stands to the bounds, the better the lower
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
+_NORMAL = (_NODES, _WEIGHTS / _WEIGHTS.sum())  # points and weights that stand for a normal variable
 _FEWEST = 8  # plans, of which half are brought near the bounds
 _SIZE_PRICES, _LATENCY_PRICES = (1e-3, 0.3), (1e-3, 0.5)  # drop for the whole file, for the whole latency
 _RECENT = 5  # trials
@@ -169,8 +173,7 @@ class FrontSampler(BaseSampler):
         parts = self._from_kin(pool)
         mean, sd = after_training(*parts[:2], trained_on(usual, self._reference.later), parts[2])
         cheap = self._cheap(pool)
-        within = self._front[self._front[:, 3] == 0, :3]  # what breaks a bound takes nothing away
-        gains = expected_gain(mean, sd, cheap, within) * self._allowed(mean, sd, pool)
+        gains = self._gains(mean, sd, cheap) * (self._small(pool) & self._fast(pool))
         if len(self._failed):  # what is like a plan that failed may fail as well
             gains = gains * self._damage.unlike(pool, self._failed).min(1)
         best = self._best_unseen(pool, gains)
@@ -260,17 +263,19 @@ class FrontSampler(BaseSampler):
             longer = trained_on(units, self._reference.later) / units
             unit = training_factor(units)
         later = max(0.0, drop) * training_factor(longer)
-        breaks = self._breaks(later, trial.user_attrs.get("size_bytes") or size or 0.0, latency or 0.0)
-        self._enter(one, (later, *ratios, float(breaks)), max(0.0, drop) / unit)
+        standing = self._standing(later, trial.user_attrs.get("size_bytes") or size or 0.0, latency or 0.0)
+        self._enter(one, (later, *ratios, standing), max(0.0, drop) / unit)
 
-    def _breaks(self, drop: float, file_bytes: float, latency_ms: float) -> bool:
-        """Whether a result is beyond the bounds; of one that loses too much only where a goal is to be met.
+    def _standing(self, drop: float, file_bytes: float, latency_ms: float) -> float:
+        """How a result stands to the bounds; one that loses too much is told from others only where there is a goal.
 
         A front is to be had on both sides of a bound on the drop, a file of another size or latency is of no use.
         """
         limits = self._constraints
+        if broken_bound(file_bytes, latency_ms, limits):
+            return _TOO_LARGE_OR_SLOW
         too_bad = limits.is_goal and limits.max_drop is not None and drop > limits.max_drop
-        return too_bad or bool(broken_bound(file_bytes, latency_ms, limits))
+        return _LOSES_TOO_MUCH if too_bad else _KEEPS
 
     def _learn_size(self, one: Candidates, size: float | None, file_bytes: float | None) -> None:
         if size is not None:
@@ -279,7 +284,7 @@ class FrontSampler(BaseSampler):
             self._file.observe(one, np.array([file_bytes], float))
 
     def _enter(self, plan: Candidates, point: tuple[float, float, float, float], unit_drop: float) -> None:
-        """Add (drop, size ratio, latency ratio, whether it breaks a bound) as the last stage would leave them.
+        """Add (drop, size ratio, latency ratio, how it stands to the bounds) as the last stage would leave them.
 
         What they beat goes, but nothing that keeps the bounds is beaten by what does not.
         """
@@ -419,12 +424,35 @@ class FrontSampler(BaseSampler):
         latency = self._latency.predict(pool) if self._times else none
         return np.stack([size, latency], axis=1)
 
-    def _allowed(self, mean: Floats, sd: Floats, pool: Candidates) -> Floats:
-        """Chance that each plan meets the constraints, also those on what is no objective."""
-        chance = (self._small(pool) & self._fast(pool)).astype(float)
-        if (bound := self._constraints.max_drop) is not None:
-            chance *= 1 / (1 + np.exp(-1.7 * (bound - mean) / sd))  # the logistic curve that is nearly normal
-        return chance
+    def _gains(self, mean: Floats, sd: Floats, cheap: Floats) -> Floats:
+        """What plans are expected to add after the last stage if their files keep the bounds, [n].
+
+        For a goal there is one last training: a plan adds what it is worth more than the best of those that were
+        tried, once its own trial has told its drop.
+        """
+        bound = self._constraints.max_drop
+        if not self._constraints.is_goal:
+            gains = expected_gain(mean, sd, cheap, self._within)
+            return gains if bound is None else gains * chance_below(bound, mean, sd)
+        tried = self._front[self._front[:, 3] == _LOSES_TOO_MUCH]
+        best = self._prospects(tried[:, 0], tried[:, 1:3]).max(initial=0.0)
+        added = np.zeros(len(mean))
+        for node, weight in zip(*_NORMAL, strict=True):
+            added += weight * np.maximum(self._prospects(mean + node * sd, cheap) - best, 0.0)
+        return added
+
+    def _prospects(self, drop: Floats, cheap: Floats) -> Floats:
+        """What plans are worth whose drop after the last training is foreseen, [n]."""
+        assert self._constraints.max_drop is not None
+        foreseen = np.maximum(drop, 0.0)
+        spread = np.maximum(UNSURE * foreseen, SUREST)
+        gains = expected_gain(foreseen, spread, cheap, self._within)
+        return gains * chance_below(self._constraints.max_drop, foreseen, spread)
+
+    @property
+    def _within(self) -> Floats:
+        """The front that new plans have to beat, [n, 3]: what breaks a bound takes nothing from what keeps it."""
+        return self._front[self._front[:, 3] == _KEEPS, :3]
 
     def _small(self, pool: Candidates) -> Flags:
         """Whether each plan is expected to keep the bound on the file's bytes."""

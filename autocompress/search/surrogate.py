@@ -20,7 +20,7 @@ _STEEP = 4.0  # of the share of zeros with which the damage grows
 _OWN_WAY = 0.5  # sd of a group's or layer's own weight, relative to its scale
 _AT_LEAST = 0.2  # of the scale: no group and no layer is ever free
 _MISFIT, _FLOOR = 0.2, 0.001  # sd of a drop that the sum of parts cannot explain: relative, absolute
-_SUREST = 1e-4  # sd of any belief
+SUREST = 1e-4  # sd of any belief
 _AT_ONCE = 16  # observations for which a covariance is brought up to date
 _DECAY = 0.5  # the damage falls with the square root of the training
 
@@ -225,7 +225,7 @@ def after_training(mean: Floats, sd: Floats, training: float, unlike: Floats | f
     """
     left = training_factor(training)
     misfit = unlike * (_FLOOR + _MISFIT * np.maximum(left * mean, 0.0))
-    return left * mean, np.maximum(np.hypot(left * sd, misfit), _SUREST)
+    return left * mean, np.maximum(np.hypot(left * sd, misfit), SUREST)
 
 
 @overload

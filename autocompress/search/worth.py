@@ -6,7 +6,6 @@ set the bound can use it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from autocompress.search.stopping import Constraints, Rival, broken_bound, point
 
 Point = tuple[float, float, float]
 _BEYOND = 0.1  # what hypervolume beyond the bounds is worth
-_UNSURE = 0.25  # standard deviation of a drop that is foreseen, relative
+UNSURE = 0.25  # standard deviation of a drop after a training that is foreseen, relative
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,13 @@ class Worth:
         """That a drop which is foreseen stays within the bound."""
         if self.max_drop is None or drop <= 0:
             return 1.0
-        return 1 / (1 + math.exp(1.7 * (1 - self.max_drop / drop) / _UNSURE))  # the logistic curve is nearly normal
+        return float(chance_below(self.max_drop, np.array(drop), np.array(UNSURE * drop)))
+
+
+def chance_below(bound: float, mean: Floats, sd: Floats) -> Floats:
+    """Chance that each of the normal variables stays below the bound, by the logistic curve that is nearly its own."""
+    chance: Floats = 1 / (1 + np.exp(np.minimum(1.7 * (mean - bound) / sd, 700.0)))
+    return chance
 
 
 def worth_beside(rivals: Sequence[Rival], files: Mapping[int, Measurement], bounds: Constraints) -> Worth:

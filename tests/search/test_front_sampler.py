@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from autocompress.front.hypervolume import hypervolume
 from autocompress.plan import ACTIVATIONS, CompressionPlan
 from autocompress.search.front_sampler import BELIEF, FrontSampler, Reference, _step
-from autocompress.search.options import Candidates
+from autocompress.search.options import Candidates, stack
 from autocompress.search.ranges import distributions
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.stopping import Constraints
@@ -157,7 +157,47 @@ def test_what_breaks_a_bound_takes_nothing_from_what_keeps_it(chain, objectives)
         ask(study, chain)
         engines.append(engine)
     assert gains[1] > 0.5 * gains[0] > 0
-    assert sorted(engines[1]._front[:, 3]) == [0, 1], "both stay: one to start from, one to be had"
+    assert sorted(engines[1]._front[:, 3]) == [0, 2], "both stay: one to start from, one to be had"
+
+
+GOAL = Constraints(max_drop=0.005, max_size=12_000, max_latency=0.5)
+
+
+def goal_sampler(space: SearchSpace) -> FrontSampler:
+    """Of ten times a trial's training in the last stage: what a trial loses, it loses a third of in the end."""
+    return sampler(space, reference=replace(REFERENCE, later=10.0), constraints=GOAL)
+
+
+def test_for_a_goal_what_loses_too_much_takes_nothing_away_but_has_to_be_surpassed(chain):
+    """Gains of a plan whose final drop is foreseen, before and after trials whose own prospects are known."""
+    half = CompressionPlan(prune_ratio={"a": 0.5}, weight_bits=dict.fromkeys(["a", "b", "c", "fc"], 4)).to_dict()
+    mean, sd, cheap = np.array([0.005]), np.array([0.001]), np.array([[0.2, 0.4]])
+    gains = {}
+    for name, drop in (("none", None), ("hopeless", 0.06), ("as good", 0.018), ("better", 0.004)):
+        engine = goal_sampler(chain)
+        if drop is not None:
+            study = open_study(engine)
+            study.add_trial(optuna.create_trial(values=[0.95 - drop, 8_000, 0.4], user_attrs={"plan": half}))
+            ask(study, chain)
+            assert (engine._front[:, 3] == (0 if name == "better" else 1)).all()
+        gains[name] = engine._gains(mean, sd, cheap)[0]
+    assert gains["hopeless"] == pytest.approx(gains["none"], rel=0.01)
+    assert gains["better"] < 0.1 * gains["none"]
+    assert 0 < gains["as good"] < 0.6 * gains["none"]
+
+
+def test_the_solver_meets_the_bounds_of_a_goal(chain):
+    """Of the plans at random prices few keep both bounds; of those at prices stepped towards them most do."""
+    shares = {}
+    for name, bounds in (("free", Constraints()), ("goal", GOAL)):
+        engine = sampler(chain, constraints=bounds)
+        plans = stack([engine._solved() for _ in range(10)])
+        kept = (engine._size.predict(plans) <= 12_000) & (engine._latency.predict(plans) <= 0.5)
+        shares[name] = kept.mean()
+        nearest = np.maximum(engine._size.predict(plans) / 12_000, engine._latency.predict(plans) / 0.5)[kept]
+        shares[name + " tight"] = np.median(nearest)
+    assert shares["goal"] > 0.6
+    assert shares["goal tight"] > shares["free tight"]
 
 
 def test_a_bound_on_the_drop_keeps_proposals_inside_of_it_once_something_is_known(chain):
