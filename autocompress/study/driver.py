@@ -49,7 +49,7 @@ _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
 _STAGES = ("search", "final", "resumed")  # what comes after preparing
 _STARTS = 3  # of a worker that dies while it prepares
-_FINALISTS = 5
+_FINALISTS = 5  # trials that the last stage is about enough for, where a front is asked for
 
 
 class Cancelled(Exception):
