@@ -57,6 +57,16 @@ def test_a_dominated_trial_may_overtake():
     assert prospect(FRONT[2], THERE, seconds=8.0) > 0
 
 
+def test_what_stays_beyond_the_allowed_drop_counts_for_little():
+    """0.06 becomes 0.03; of the others only those within the bound take anything away from what keeps it."""
+    free = prospect(FRONT[1], THERE, seconds=3.0)
+    point, kept = after(FRONT[1], 3.0), points([FRONT[0], FRONT[2]])
+    assert prospect(FRONT[1], worth(FRONT, max_drop=0.01), seconds=3.0) == pytest.approx(0.1 * free, rel=0.15)
+    half = 0.1 * free + 0.9 * 0.5 * gain(point, kept)
+    assert prospect(FRONT[1], worth(FRONT, max_drop=0.03), seconds=3.0) == pytest.approx(half), "as likely as not"
+    assert prospect(FRONT[1], worth(FRONT, max_drop=0.1), seconds=3.0) == pytest.approx(free, rel=1e-4)
+
+
 def test_one_that_may_keep_a_strict_bound_has_all_the_time_and_others_none():
     """Trained for 8 s alone all four lose too much; the first loses 0.004 of 0.005 after all of it."""
     same = [trial(1, 0.04, 0.05, 0.3), trial(2, 0.06, 0.04, 0.2), trial(3, 0.08, 0.03, 0.1)]
