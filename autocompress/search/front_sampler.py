@@ -29,7 +29,7 @@ from autocompress.search.options import Candidates, Flags, Floats, Ints, Options
 from autocompress.search.ranges import distributions
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Prices, Solver
-from autocompress.search.stopping import Constraints, broken_bound
+from autocompress.search.stopping import Constraints, broken_bound, foreseen
 from autocompress.search.surrogate import SUREST, DamageModel, after_training, trained_on, training_factor
 from autocompress.search.worth import UNSURE, chance_below
 from autocompress.space.search_space import Parameter, SearchSpace
@@ -86,7 +86,8 @@ class FrontSampler(BaseSampler):
     `Reference.objectives`, also with parallel workers. A trial may say in its user attributes `plan` what it was where
     it has no parameters, `size_and_latency` what was measured before it was stopped, `size_bytes` and `latency_ms` the
     same of what is no objective, `trained_s` how long it was trained, or how long one training takes that brings as
-    much, and `interrupted` that its failure says nothing of its plan.
+    much, `rung_drop` what it lost part of the way through its training, from which that of a stopped one is foreseen,
+    and `interrupted` that its failure says nothing of its plan.
 
     Args:
         space: of the plans.
@@ -133,6 +134,7 @@ class FrontSampler(BaseSampler):
         self._front, self._parents = np.zeros((0, 4)), self._options.encode([])
         self._unit_drops = np.zeros(0)  # of the parents: what one usual training would leave
         self._trainings: list[float] = []
+        self._rungs: list[tuple[float, float]] = []  # drop at the rung and at the end
         self._seen: set[bytes] = set()
         self._believed: dict[int, float] = {}
         self._open_handles()
@@ -245,7 +247,9 @@ class FrontSampler(BaseSampler):
             self._learn_size(one, size, trial.user_attrs.get("size_bytes"))
         if latency is not None and (plan.activations == "float" or max(asked, default=32) <= 8):
             self._latency.observe(one, np.array([latency / self._reference.latency_ms]))
+        at_rung = trial.user_attrs.get("rung_drop")
         if not trial.values:
+            self._learn_stopped(one, at_rung)
             return
         direction = self._reference.direction
         drop = min(metric_drop(trial.values[0], self._reference.metric, direction=direction), _WORST)
@@ -257,6 +261,8 @@ class FrontSampler(BaseSampler):
         if plan.trains:
             units = float(trial.user_attrs.get("trained_s") or self._reference.train_s) / self._reference.train_s
             self._trainings.append(max(1.0, units))
+            if at_rung is not None:
+                self._rungs.append((at_rung, drop))
             self._damage.observe(one, drop, training=units, noise=self._reference.noise)
             drop = self._damage.weighed(one, drop, training=units, noise=self._reference.noise)
             self._believed[trial.number] = drop
@@ -265,6 +271,12 @@ class FrontSampler(BaseSampler):
         later = max(0.0, drop) * training_factor(longer)
         standing = self._standing(later, trial.user_attrs.get("size_bytes") or size or 0.0, latency or 0.0)
         self._enter(one, (later, *ratios, standing), max(0.0, drop) / unit)
+
+    def _learn_stopped(self, one: Candidates, at_rung: float | None) -> None:
+        """Learn from a training that ended at its rung what its end would have been, or its like is proposed again."""
+        if at_rung is not None and (end := foreseen(at_rung, self._rungs)):
+            noise = float(np.hypot(self._reference.noise, end[1]))
+            self._damage.observe(one, min(end[0], _WORST), training=self._usual_training(), noise=noise)
 
     def _standing(self, drop: float, file_bytes: float, latency_ms: float) -> float:
         """How a result stands to the bounds; one that loses too much is told from others only where there is a goal.

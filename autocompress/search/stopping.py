@@ -82,10 +82,27 @@ def learn_rung(seen: Sequence[tuple[float, float]], *, tried: int = 0, stopped: 
     """
     if tried >= _TRIED and stopped < _WORTH * tried:
         return None
-    left = [min(max(end, 0.0) / at_rung, 2.0) for at_rung, end in seen if at_rung > MARGIN]
+    left = _left(seen)
     if len(left) < _FEW:
         return Rung()
     return Rung(hope=max(0.0, float(np.mean(left)) - _OPTIMISM * float(np.std(left, ddof=1))))
+
+
+def foreseen(at_rung: float, seen: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Drop that a training ended at its rung would have come to, and its standard deviation; None: too few tell.
+
+    Args:
+        seen: as `learn_rung` takes it.
+    """
+    left = _left(seen)
+    if len(left) < _FEW:
+        return None
+    return at_rung * float(np.mean(left)), at_rung * float(np.std(left, ddof=1))
+
+
+def _left(seen: Sequence[tuple[float, float]]) -> list[float]:
+    """Share of the drop at the rung that was left at the end, of each training that tells."""
+    return [min(max(end, 0.0) / at_rung, 2.0) for at_rung, end in seen if at_rung > MARGIN]
 
 
 def hopeless(at_rung: float, rung: Rung, *, cheap: tuple[float, float], rivals: Sequence[Rival]) -> str:

@@ -165,6 +165,7 @@ class Ledger:
             "size_bytes": record.measurement.size_bytes if record.measurement else None,
             "latency_ms": record.measurement.latency.latency_ms if record.measurement else None,
             "trained_s": record.equivalent_s,
+            "rung_drop": record.rung_drop,
             "interrupted": record.reason == LOST,
         }
         if record.origin in ("search", "cascade"):  # a cascade is no plan: nothing can be learned from it

@@ -157,7 +157,7 @@ def _measure_baseline(task: Task) -> Baseline:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(emit(task.exporter, task.model, CompressionPlan(), {}, trained=True))
     sync_folder(path.parent)
-    latency = task.device.measure(path, path)
+    latency = task.device.measure(path, path, seconds=task.source.first_timing_s)
     val = task.quality(path, task.splits.val)
     return Baseline(
         metric=task.metric.name,

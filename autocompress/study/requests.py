@@ -16,6 +16,7 @@ MOST_CASCADES = 3  # of a study
 TEACHER_CUT = "the teacher's training was cut"  # how the note of it begins
 _TIMING_SHARE = 1 / 240  # of the budget times one file at the end
 _SHORTEST_TIMING_S, _LONGEST_TIMING_S = 0.4, 0.8  # the shortest is that of a trial
+_FIRST_TIMING_SHARE, _FIRST_TIMING_S = 1 / 120, (0.5, 2.0)  # of the baseline: share of the budget, least and most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,12 @@ class Source:
     def last_timing_s(self) -> float:
         """How long each file of the front is timed at the end: less in a short study, but never less than a trial's."""
         return max(_SHORTEST_TIMING_S, min(_LONGEST_TIMING_S, self.budget_s * _TIMING_SHARE))
+
+    @property
+    def first_timing_s(self) -> float:
+        """How long the baseline is timed: its latency is measured once, and so longer than others."""
+        least, most = _FIRST_TIMING_S
+        return max(least, min(most, self.budget_s * _FIRST_TIMING_SHARE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

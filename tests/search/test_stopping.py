@@ -13,6 +13,7 @@ from autocompress.search.stopping import (
     Rival,
     Rung,
     Verdict,
+    foreseen,
     hopeless,
     judge,
     learn_rung,
@@ -138,6 +139,13 @@ def test_the_hope_at_a_rung_is_what_an_optimist_makes_of_earlier_trials():
     """Shares left: 0.4, 0.6, 0.4, 0.6; mean 0.5, standard deviation 0.11547."""
     seen = [(0.1, 0.04), (0.1, 0.06), (0.2, 0.08), (0.05, 0.03)]
     assert learn_rung(seen).hope == pytest.approx(0.5 - 1.64 * 0.11547, abs=1e-4)
+
+
+def test_the_end_of_a_training_is_foreseen_at_its_rung_from_those_that_had_one():
+    """The shares of before: a drop of 0.2 would have come to 0.1, give or take 0.023."""
+    seen = [(0.1, 0.04), (0.1, 0.06), (0.2, 0.08), (0.05, 0.03)]
+    assert foreseen(0.2, seen) == pytest.approx((0.1, 0.2 * 0.11547), abs=1e-4)
+    assert foreseen(0.2, seen[:3]) is None
 
 
 def test_drops_within_the_margin_say_nothing_at_a_rung():

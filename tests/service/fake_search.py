@@ -6,10 +6,12 @@ Every trial is also a line of `trials.log`, with the process that made it: two p
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 import types
+from contextlib import contextmanager
 from dataclasses import replace
 
 from example_study import example_record, example_trial
@@ -56,9 +58,10 @@ def _run(store, name, workspace):
     try:
         with (workspace / "trials.log").open("a") as log:
             for number in range(done, TRIALS):
-                store.add_trial(name, example_trial(number, 0.97, 100_000 - number, 0.5))
-                log.write(f"{name} {number} {os.getpid()}\n")
-                log.flush()
+                with _unasked():
+                    store.add_trial(name, example_trial(number, 0.97, 100_000 - number, 0.5))
+                    log.write(f"{name} {number} {os.getpid()}\n")
+                    log.flush()
                 store.tick(name, before + 0.1 * (number + 1 - done), "search")
                 time.sleep(0.1)
     except KeyboardInterrupt:
@@ -68,6 +71,16 @@ def _run(store, name, workspace):
         worker.kill()
         worker.wait()
     return store.update(name, state=StudyState.FINISHED)
+
+
+@contextmanager
+def _unasked():
+    """A trial and its line are kept both or neither: a request to end waits until then."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def main() -> int:
