@@ -229,7 +229,7 @@ class SearchConfig(Table):
     sampler: Literal["front", "knobs", "gp", "tpe", "nsga2", "random", "sweep"] = Field(
         "front", description="what proposes plans after the anchors; sweep: nothing does"
     )
-    sweep: int = Field(3, ge=0, le=14, description="uniform plans that are tried before anything is proposed")
+    sweep: int = Field(3, ge=0, le=14, description="uniform plans to try; front proposes after the first")
     without: tuple[Literal["solver", "surrogate", "compensation", "ladder", "stop", "inherit", "blocks"], ...] = Field(
         (), description="parts of the engine to leave out, to see what they are worth"
     )

@@ -7,6 +7,7 @@ corrects the table, so it is about right where the search is.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -156,6 +157,10 @@ class LatencyModel:
         """Ratio to the baseline's latency, [n]."""
         return self._best.predict(candidates)
 
+    def sd(self, candidates: Candidates) -> Floats:
+        """Standard deviation of `predict`, without that of a timing, [n]."""
+        return self._best.sd(candidates)
+
     def observe(self, candidates: Candidates, ratios: Floats) -> None:
         """Learn from timed files."""
         for row in range(len(ratios)):
@@ -196,12 +201,18 @@ class _LatencySum:
         ]
 
     def predict(self, candidates: Candidates) -> Floats:
+        return np.maximum(self._by_kind(candidates, LinearBelief.mean_of), _LEAST_RATIO)
+
+    def sd(self, candidates: Candidates) -> Floats:
+        return self._by_kind(candidates, LinearBelief.sd_of)
+
+    def _by_kind(self, candidates: Candidates, asked: Callable[[LinearBelief, Floats], Floats]) -> Floats:
         features = self._features(candidates)
-        ratios = np.zeros(len(candidates))
+        found = np.zeros(len(candidates))
         for kind, belief in enumerate(self._beliefs):
             rows = candidates.activations == kind
-            ratios[rows] = belief.mean_of(features[rows])
-        return np.maximum(ratios, _LEAST_RATIO)
+            found[rows] = asked(belief, features[rows])
+        return found
 
     def observe(self, one: Candidates, ratio: float) -> float:
         """What was believed of a file before its ratio was learned."""

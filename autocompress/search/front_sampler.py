@@ -9,8 +9,9 @@ largest per second. The sampler learns from every trial of the study, whoever pr
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -95,6 +96,8 @@ class FrontSampler(BaseSampler):
         reference: the baseline and the study.
         constraints: plans that are expected to break them are not proposed.
         without: parts to leave out, "solver" or "surrogate", to see what they are worth.
+        timer: milliseconds of a plan's file, which need no training; infinite if there is none. It is asked where the
+            sampler doubts which activations make the plan that it would propose faster. None: that is believed.
     """
 
     def __init__(
@@ -106,8 +109,9 @@ class FrontSampler(BaseSampler):
         constraints: Constraints | None = None,
         seed: int = 0,
         without: tuple[str, ...] = (),
+        timer: Callable[[CompressionPlan], float] | None = None,
     ) -> None:
-        self._space, self._reference, self._without = space, reference, without
+        self._space, self._reference, self._without, self._timer = space, reference, without, timer
         self._constraints = constraints or Constraints()
         self._options = Options(space)
         self._narrowest = (self._options.allowed.sum(1) - 1).tolist()
@@ -136,6 +140,7 @@ class FrontSampler(BaseSampler):
         self._trainings: list[float] = []
         self._rungs: list[tuple[float, float]] = []  # drop at the rung and at the end
         self._seen: set[bytes] = set()
+        self._timed: set[bytes] = set()  # of no trial
         self._believed: dict[int, float] = {}
         self._open_handles()
 
@@ -170,21 +175,50 @@ class FrontSampler(BaseSampler):
 
         The gain is that after the last stage, `drop` and `sd` are those of the trial itself.
         """
-        usual = self._usual_training()
         pool, sources = self._pool()
-        parts = self._from_kin(pool)
-        mean, sd = after_training(*parts[:2], trained_on(usual, self._reference.later), parts[2])
-        cheap = self._cheap(pool)
-        gains = self._gains(mean, sd, cheap) * (self._small(pool) & self._fast(pool))
-        if len(self._failed):  # what is like a plan that failed may fail as well
-            gains = gains * self._damage.unlike(pool, self._failed).min(1)
-        best = self._best_unseen(pool, gains)
-        drop, spread = after_training(*parts[:2], usual, parts[2])
+        best, parts, cheap, gains = self._judged(pool)
+        if len(twins := self._timed_twins(pool.take(slice(best, best + 1)))):
+            pool, sources = stack([pool, twins]), sources + [sources[best]] * len(twins)
+            best, parts, cheap, gains = self._judged(pool)
+        drop, spread = after_training(*parts[:2], self._usual_training(), parts[2])
         belief: dict[str, Any] = {
             "drop": float(drop[best]), "sd": float(spread[best]), "size_ratio": float(cheap[best, 0]),
             "latency_ratio": float(cheap[best, 1]), "gain": float(gains[best]), "source": sources[best],
         }  # fmt: skip
         return {**self._settings(), **self._options.params(pool, best)}, belief
+
+    def _judged(self, pool: Candidates) -> tuple[int, tuple[Floats, Floats, Floats], Floats, Floats]:
+        """The plan to propose, and of all what `_from_kin` and `_cheap` say and the gain after the last stage."""
+        parts, cheap = self._from_kin(pool), self._cheap(pool)
+        later = trained_on(self._usual_training(), self._reference.later)
+        gains = self._gains(*after_training(*parts[:2], later, parts[2]), cheap)
+        gains *= self._small(pool) & self._fast(pool)
+        if len(self._failed):  # what is like a plan that failed may fail as well
+            gains *= self._damage.unlike(pool, self._failed).min(1)
+        return self._best_unseen(pool, gains), parts, cheap, gains
+
+    def _timed_twins(self, one: Candidates) -> Candidates:
+        """The plan with other activations, of which it was in doubt whether they are faster, and which are timed now.
+
+        Which are faster depends on the processor and on the widths, and until some files of either kind were timed near
+        a plan, a belief about the one says nothing of the other.
+        """
+        twins = self._twins(one) if self._timer is not None and self._times else one.take(slice(0))
+        doubtful = np.abs(self._latency.predict(twins) - self._latency.predict(one)) < self._latency.sd(twins)
+        for row in np.flatnonzero(doubtful).tolist():
+            twin = twins.take(slice(row, row + 1))
+            if self._timer is not None:
+                self._learn_latency(twin, self._timer(self._space.decode(self._options.params(twin, 0))))
+        return twins.take(np.flatnonzero(doubtful))
+
+    def _twins(self, one: Candidates) -> Candidates:
+        """The plan with all other activations that its bits go with and that were not timed before."""
+        options = self._options
+        few = (options.bits[one.bits[0]] <= 8).all()
+        kinds = [k for k in options.activations.tolist() if k != one.activations[0] and (k == 0 or few)]
+        twins = replace(one.take(np.zeros(len(kinds), np.int64)), activations=np.array(kinds, np.int64))
+        known = self._timed | self._seen
+        return twins.take(np.array([k not in known for k in _keys(options, twins)], bool).nonzero()[0])
 
     def _from_kin(self, pool: Candidates) -> tuple[Floats, Floats, Floats]:
         """The sum of parts, mean and standard deviation, and what of its misfit is unknown, each [n].
@@ -198,7 +232,7 @@ class FrontSampler(BaseSampler):
         unlike = self._damage.unlike(pool, self._parents)
         nearest = unlike.argmin(1)
         least = unlike[np.arange(len(pool)), nearest]
-        unexplained = self._unit_drops - self._damage.sum_of_parts(self._parents)[0]
+        unexplained = self._unit_drops - self._damage.mean_sum(self._parents)
         return mean + (1 - least) * unexplained[nearest], sd, least
 
     def _best_unseen(self, pool: Candidates, gains: Floats) -> int:
@@ -212,6 +246,11 @@ class FrontSampler(BaseSampler):
         with self._alone:
             self._learn(study)
             return dict(self._believed)
+
+    def learn_latency(self, plan: CompressionPlan, latency_ms: float) -> None:
+        """Learn from a file that was timed and belongs to no trial."""
+        with self._alone:
+            self._learn_latency(self._options.encode([plan]), latency_ms)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -277,6 +316,11 @@ class FrontSampler(BaseSampler):
         if at_rung is not None and (end := foreseen(at_rung, self._rungs)):
             noise = float(np.hypot(self._reference.noise, end[1]))
             self._damage.observe(one, min(end[0], _WORST), training=self._usual_training(), noise=noise)
+
+    def _learn_latency(self, one: Candidates, latency_ms: float) -> None:
+        self._timed.update(_keys(self._options, one))
+        if latency_ms < math.inf:
+            self._latency.observe(one, np.array([latency_ms / self._reference.latency_ms]))
 
     def _standing(self, drop: float, file_bytes: float, latency_ms: float) -> float:
         """How a result stands to the bounds; one that loses too much is told from others only where there is a goal.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
+from autocompress.plan import CompressionPlan
 from autocompress.search.front_sampler import FrontSampler, Reference
 from autocompress.search.knob_sampler import KnobSampler
 from autocompress.search.sensitivity import Sensitivity
@@ -25,6 +27,7 @@ def make_sampler(
     sensitivity: Sensitivity | None = None,
     constraints: Constraints | None = None,
     without: tuple[str, ...] = (),
+    timer: Callable[[CompressionPlan], float] | None = None,
 ) -> BaseSampler:
     """The sampler of a study file.
 
@@ -32,7 +35,7 @@ def make_sampler(
         name: "front" (ours); "knobs" and "gp" are TPE and a Gaussian process over a few shared dials; "tpe", "nsga2"
             and "random" sample every group and layer.
         seed: give a resumed study another one, or it proposes again what it proposed before.
-        reference, sensitivity, constraints, without: for "front".
+        reference, sensitivity, constraints, without, timer: for "front".
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna marks some of these experimental
@@ -46,5 +49,6 @@ def make_sampler(
         if name == "random":
             return RandomSampler(seed=seed)
     return FrontSampler(
-        space, sensitivity=sensitivity, reference=reference, constraints=constraints, seed=seed, without=without
-    )
+        space, sensitivity=sensitivity, reference=reference, constraints=constraints, seed=seed, without=without,
+        timer=timer,
+    )  # fmt: skip

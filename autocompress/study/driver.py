@@ -49,6 +49,7 @@ _OVERHEAD_S = 3.0  # of a trial beside its training, before any was measured
 _GRACE_S = 2.0
 _STAGES = ("search", "final", "resumed")  # what comes after preparing
 _STARTS = 3  # of a worker that dies while it prepares
+_PROPOSALS_A_TURN = 2  # between two plans of the uniform sweep
 _FINALISTS = 5  # trials that the last stage is about enough for, where a front is asked for
 
 
@@ -205,6 +206,7 @@ class Driver:
             constraints=self.constraints,
             seed=search.seed + 1000 * known,  # a resumed study draws from another stream, or it would repeat itself
             without=search.without,
+            timer=self._probe,
         )
 
     @property
@@ -213,15 +215,33 @@ class Driver:
         return 1 if self.constraints.is_goal else _FINALISTS
 
     def _search(self) -> None:
-        for title, plan in itertools.chain(self.space.references(), self._sweep()):
-            if any(t.plan == plan and t.origin == "anchor" for t in self.trials):
-                continue
-            if not self._has_time(self.search_end):
-                return
-            self.say(title)
-            self.evaluate(plan, origin="anchor", anchor=True, parent=self._parent(plan))
-        while not is_time(self) and self.propose(self.search_end):
+        """What everybody would try, and what the sampler proposes.
+
+        Most samplers learn from the whole uniform sweep before they propose anything. The front sampler knows enough
+        after one of its plans: the others have their turn between proposals, if they may enter the front.
+        """
+        uniform = self._sweep()
+        first = itertools.islice(uniform, 1 if self.config.search.sampler == "front" else None)
+        for obvious in (iter(self.space.references()), first):
+            while self._try_next(obvious, anchor=True):
+                pass
+        for count in itertools.count(1):
+            if is_time(self) or not self.propose(self.search_end):
+                break
+            if count % _PROPOSALS_A_TURN == 0:
+                self._try_next(uniform, anchor=False)
+        while self._try_next(uniform, anchor=False):
             pass
+
+    def _try_next(self, obvious: Iterator[tuple[str, CompressionPlan]], *, anchor: bool) -> bool:
+        """Try the next of these plans if it was not tried before; False if there is none, or no time."""
+        if not self._has_time(self.search_end) or (found := next(obvious, None)) is None:
+            return False
+        title, plan = found
+        if not any(t.plan == plan and t.origin == "anchor" for t in self.trials):
+            self.say(title)
+            self.evaluate(plan, origin="anchor", anchor=anchor, parent=self._parent(plan))
+        return True
 
     def propose(self, until: float) -> bool:
         """Try the plan that the sampler asks for; False if it asks for none or there is no time for a trial.
@@ -270,6 +290,9 @@ class Driver:
                     return
                 took = {plan.activations: self._probe(plan) for _, plan in plans}
                 faster[widths] = min(took, key=lambda kind: took[kind])
+                for _, plan in plans:
+                    if plan.activations != faster[widths]:
+                        self.ledger.learn_latency(plan, took[plan.activations])
             yield next(p for p in plans if p[1].activations == faster[widths])
 
     def _probe(self, plan: CompressionPlan) -> float:

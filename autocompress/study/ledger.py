@@ -15,6 +15,7 @@ from optuna.trial import TrialState as OptunaState
 
 from autocompress.config import StudyConfig
 from autocompress.front.hypervolume import Direction
+from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
 from autocompress.search.front_sampler import FrontSampler, belief_of
 from autocompress.search.ranges import distributions
@@ -91,6 +92,11 @@ class Ledger:
             return {}
         with explained(self._path):
             return sampler.believed_drops(self._study)
+
+    def learn_latency(self, plan: CompressionPlan, latency_ms: float) -> None:
+        """Tell the sampler of a file that was timed and belongs to no trial, if it wants to know."""
+        if isinstance(self._study.sampler, FrontSampler):
+            self._study.sampler.learn_latency(plan, latency_ms)
 
     def tell(self, record: TrialRecord, asked: optuna.Trial | None = None) -> None:
         """Record a trial that ended: the one that was asked for, or one of our own making."""

@@ -135,9 +135,7 @@ def test_a_training_that_ended_at_its_rung_tells_what_its_end_would_have_been(ch
         values = world.values(params)
         attributes = {"rung_drop": 2 * (0.95 - values[0])}
         ranges = distributions(chain.raw())
-        study.add_trial(
-            optuna.create_trial(params=params, distributions=ranges, values=values, user_attrs=attributes)
-        )
+        study.add_trial(optuna.create_trial(params=params, distributions=ranges, values=values, user_attrs=attributes))
     stopped = ask(study, chain)
     one = engine._options.encode([chain.decode(stopped.params)])
     before, front = engine._damage.predict(one)[0][0], engine._front.copy()
@@ -149,6 +147,55 @@ def test_a_training_that_ended_at_its_rung_tells_what_its_end_would_have_been(ch
     assert before + (0.06 - before) / 3 < engine._damage.predict(one)[0][0] < 0.07
     assert np.array_equal(engine._front, front), "it was not trained to its end"
     assert stopped.number not in engine.believed_drops(study)
+
+
+class Timer:
+    """A processor on which integers take a part or a multiple of the time of floats."""
+
+    def __init__(self, space: SearchSpace, *, integers: float) -> None:
+        self.world, self.integers, self.asked = World(space), integers, []
+
+    def __call__(self, plan: CompressionPlan) -> float:
+        self.asked.append(plan)
+        return self.ms(self.world.space.encode(plan))
+
+    def ms(self, params: dict) -> float:
+        return self.world.values(params)[2] * (self.integers if params["activations"] == "uint8" else 1.0)
+
+
+@pytest.mark.parametrize(("integers", "faster"), [(4.0, "float"), (0.25, "uint8")])
+def test_where_it_is_in_doubt_which_activations_are_faster_the_other_ones_are_timed(chain, integers, faster):
+    timer = Timer(chain, integers=integers)
+    study, kinds = open_study(sampler(chain, timer=timer)), []
+    for _ in range(12):
+        trial = ask(study, chain)
+        tried = {t.params["activations"] for t in study.trials[:-1]}
+        assert tried or timer.asked, "nothing was known of either kind"
+        kinds.append(trial.params["activations"])
+        study.tell(trial, [*timer.world.values(trial.params)[:2], timer.ms(trial.params)])
+    assert kinds.count(faster) >= 9
+    assert len(timer.asked) <= 6, "it is not in doubt for ever"
+    trained = {chain.decode(t.params).structure_key() for t in study.trials}
+    assert len({p.structure_key() for p in timer.asked}) == len(timer.asked), "nothing is timed twice"
+    assert any(p.structure_key() not in trained for p in timer.asked)
+
+
+def test_what_was_timed_elsewhere_is_believed_and_not_timed_again(chain):
+    engine = sampler(chain)
+    plan = chain.from_knobs({"knob/prune_level": 0.5, "knob/bits": 4, "knob/activations": "uint8"})
+    one = engine._options.encode([plan])
+    engine.learn_latency(plan, 0.123)
+    assert engine._latency.predict(one)[0] == pytest.approx(0.123, abs=0.02)
+    other = replace(one, activations=1 - one.activations)
+    assert len(engine._twins(one)) == 1
+    assert len(engine._twins(other)) == 0
+    engine.learn_latency(plan, float("inf"))
+    assert engine._latency.predict(one)[0] == pytest.approx(0.123, abs=0.02), "there is no file of it"
+
+
+def test_without_a_timer_what_is_believed_of_activations_is_enough(chain):
+    study = open_study(sampler(chain))
+    assert chain.decode(ask(study, chain).params).activations in ACTIVATIONS
 
 
 def test_a_failed_trial_is_followed_by_another_one(chain):
