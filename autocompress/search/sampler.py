@@ -8,7 +8,8 @@ from collections.abc import Callable
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from autocompress.plan import CompressionPlan
-from autocompress.search.front_sampler import FrontSampler, Reference
+from autocompress.search.files import Reference
+from autocompress.search.front_sampler import FrontSampler
 from autocompress.search.knob_sampler import KnobSampler
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.stopping import Constraints

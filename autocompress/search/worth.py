@@ -1,13 +1,13 @@
 """What a result is worth in a study with bounds: hypervolume within them counts in full, any other a tenth.
 
 A file that breaks a bound takes nothing away from one that keeps it: however small and accurate it is, nobody who
-set the bound can use it.
+set the bound can use it. Where one file is asked for that keeps them all, the best one is all that counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from autocompress.search.stopping import Constraints, Rival, broken_bound, point
 
 Point = tuple[float, float, float]
 _BEYOND = 0.1  # what hypervolume beyond the bounds is worth
-UNSURE = 0.25  # standard deviation of a drop after a training that is foreseen, relative
+_UNSURE = 0.25  # standard deviation of a drop after a training that is foreseen, relative
+_SUREST = 1e-6  # sd of a drop, where nothing is known of its noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,44 @@ class Worth:
         """That a drop which is foreseen stays within the bound."""
         if self.max_drop is None or drop <= 0:
             return 1.0
-        return float(chance_below(self.max_drop, np.array(drop), np.array(UNSURE * drop)))
+        return float(chance_below(self.max_drop, np.array(drop), np.array(_UNSURE * drop)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What there is already where one file is asked for; `best`: the value of the best one."""
+
+    max_drop: float
+    noise: float
+    best: float = 0.0
+
+    def of(self, point: Point) -> float:
+        """By how much a plan is expected to be better than what there is; its drop is foreseen."""
+        return max(0.0, self._value(point) - self.best)
+
+    def joined(self, point: Point) -> Goal:
+        """With that point among what there is."""
+        return replace(self, best=max(self.best, self._value(point)))
+
+    def _value(self, point: Point) -> float:
+        one = np.array([point])
+        return float(goal_values(one[:, 0], one[:, 1:], max_drop=self.max_drop, noise=self.noise)[0])
+
+
+def goal_values(drop: Floats, cheap: Floats, *, max_drop: float, noise: float, unsure: float = _UNSURE) -> Floats:
+    """What files are worth whose size and latency keep the bounds of a goal, [n].
+
+    It is the chance that the drop stays within its bound on data that nothing was chosen on, and half of that again
+    for being as small and fast as can be: whoever sets bounds wants them kept first of all.
+
+    Args:
+        drop: [n], foreseen or measured; `cheap`: [n, 2] of (size ratio, latency ratio).
+        noise: standard deviation of a measured drop.
+        unsure: of a drop that is foreseen, relative; 0 for those that were measured.
+    """
+    spread = np.maximum(np.hypot(unsure * np.maximum(drop, 0.0), noise), _SUREST)
+    left: Floats = np.prod(1 - np.minimum(cheap, 1.0), axis=1)
+    return chance_below(max_drop, drop, spread) * (1 + left) / 2
 
 
 def chance_below(bound: float, mean: Floats, sd: Floats) -> Floats:
@@ -64,12 +102,20 @@ def chance_below(bound: float, mean: Floats, sd: Floats) -> Floats:
     return chance
 
 
-def worth_beside(rivals: Sequence[Rival], files: Mapping[int, Measurement], bounds: Constraints) -> Worth:
+def worth_beside(
+    rivals: Sequence[Rival], files: Mapping[int, Measurement], bounds: Constraints, *, noise: float = 0.0
+) -> Worth | Goal:
     """What is worth anything beside these trials.
 
     Args:
         files: of the trials as measured; one that is not among them counts as keeping the bounds on its file.
+        noise: standard deviation of a measured drop.
     """
+    if bounds.is_goal and bounds.max_drop is not None:
+        for_file = replace(bounds, max_drop=None)
+        points = points_of([r for r in rivals if keeps(r, files.get(r.trial), for_file)])
+        values = goal_values(points[:, 0], points[:, 1:], max_drop=bounds.max_drop, noise=noise, unsure=0.0)
+        return Goal(max_drop=bounds.max_drop, noise=noise, best=float(values.max(initial=0.0)))
     whole = _front(rivals)
     if bounds == Constraints():
         return Worth(whole=whole, within=whole)

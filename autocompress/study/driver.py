@@ -28,7 +28,7 @@ from autocompress.records import (
     cheap_ratios,
     weighed_bytes,
 )
-from autocompress.search.front_sampler import Reference
+from autocompress.search.files import Reference
 from autocompress.search.inherit import choose_parent
 from autocompress.search.sampler import make_sampler
 from autocompress.search.stopping import Constraints, Rival, Rung, learn_rung
@@ -193,7 +193,7 @@ class Driver:
             latency_ms=baseline.latency_ms,
             direction=self.direction,
             objectives=search.objectives,
-            noise=drop_noise(baseline, min(self.data_sizes["val"], self.config.data.max_val), self.direction),
+            noise=self.drop_noise,
             latency_noise=baseline.latency_sd or 0.0,
             train_s=self.schedule.train_s,
             later=self.schedule.final_s / (self._finalists * self.schedule.train_s),
@@ -390,6 +390,11 @@ class Driver:
         """The bounds of the study file."""
         search = self.config.search
         return Constraints(max_drop=search.max_drop, max_size=search.max_size, max_latency=search.max_latency)
+
+    @property
+    def drop_noise(self) -> float:
+        """Standard deviation of a drop as it is measured on the validation data."""
+        return drop_noise(self.baseline, min(self.data_sizes["val"], self.config.data.max_val), self.direction)
 
     def rivals(self) -> Iterator[Rival]:
         """Every trained trial as measured; an objective that the study does not have counts as equal for all."""

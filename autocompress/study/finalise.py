@@ -16,7 +16,7 @@ from autocompress.front.pareto import non_dominated
 from autocompress.plan import CompressionPlan
 from autocompress.records import TrialRecord, TrialState
 from autocompress.search.stopping import MIN_GAIN, Rival, points_of
-from autocompress.search.worth import Worth, keeps, worth_beside
+from autocompress.search.worth import Goal, Worth, keeps, worth_beside
 from autocompress.study.executors import WorkerBug, WorkerDied
 from autocompress.study.last_trainings import Trainable, divide, prospect
 from autocompress.study.requests import MOST_CASCADES, CascadeRequest, Examination
@@ -113,7 +113,7 @@ def _at_most_s(driver: Driver) -> float:
     return math.inf if driver.constraints.is_goal else _AT_MOST * driver.schedule.train_s
 
 
-def _divide(driver: Driver, trainable: Sequence[Trainable], worth: Worth, seconds: float) -> tuple[float, int]:
+def _divide(driver: Driver, trainable: Sequence[Trainable], worth: Worth | Goal, seconds: float) -> tuple[float, int]:
     return divide(
         trainable,
         worth,
@@ -125,7 +125,7 @@ def _divide(driver: Driver, trainable: Sequence[Trainable], worth: Worth, second
     )
 
 
-def _trainable(driver: Driver) -> tuple[list[Trainable], Worth]:
+def _trainable(driver: Driver) -> tuple[list[Trainable], Worth | Goal]:
     """Trials that are worth a look, and what there is as it is believed to be."""
     by_number = {t.trial: t for t in driver.trials}
     for_file = replace(driver.constraints, max_drop=None)  # no training makes a file smaller or faster
@@ -139,7 +139,7 @@ def _trainable(driver: Driver) -> tuple[list[Trainable], Worth]:
         and not any(t.plan.same_as(r.plan) for t in finals)  # once more gains little, and others wait
         and keeps(r, files.get(r.trial), for_file)
     ]
-    return found, worth_beside(rivals, files, driver.constraints)
+    return found, worth_beside(rivals, files, driver.constraints, noise=driver.drop_noise)
 
 
 def _teachers(driver: Driver) -> list[TrialRecord]:
@@ -192,7 +192,9 @@ def _round_otherwise(driver: Driver) -> None:
         deadline = driver.end - _reserve_s(driver)
         if time.monotonic() + seconds + driver.overhead_s() > deadline:
             return
-        variant = best_variant(driver.space, driver.trials, _networks(driver), driver.constraints)
+        variant = best_variant(
+            driver.space, driver.trials, _networks(driver), driver.constraints, noise=driver.drop_noise
+        )
         if variant is None:
             return
         driver.say(f"rounding trial {variant.parent} otherwise")

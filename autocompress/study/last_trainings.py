@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from autocompress.search.stopping import Rival
 from autocompress.search.surrogate import trained_on, training_factor
-from autocompress.search.worth import Point, Worth
+from autocompress.search.worth import Goal, Point, Worth
 
 _LOOKED_AT = 12  # trials of the best prospects, when trainings are chosen together
 
@@ -24,7 +24,7 @@ class Trainable:
     before_s: float
 
 
-def prospect(trial: Trainable, worth: Worth, *, seconds: float) -> float:
+def prospect(trial: Trainable, worth: Worth | Goal, *, seconds: float) -> float:
     """What a trial is expected to add to what there is, when it is trained for so many seconds more."""
     return worth.of(after(trial, seconds))
 
@@ -37,7 +37,7 @@ def after(trial: Trainable, seconds: float) -> Point:
 
 def divide(
     trials: Sequence[Trainable],
-    worth: Worth,
+    worth: Worth | Goal,
     *,
     seconds: float,
     beside_s: float,
@@ -59,7 +59,7 @@ def divide(
     return value, best
 
 
-def _together(trials: Sequence[Trainable], worth: Worth, count: int, seconds: float) -> float:
+def _together(trials: Sequence[Trainable], worth: Worth | Goal, count: int, seconds: float) -> float:
     """What so many trainings add, chosen one after another as the last stage does."""
     alone = {i: prospect(trial, worth, seconds=seconds) for i, trial in enumerate(trials)}
     left = sorted(alone, key=lambda i: -alone[i])[: max(count, _LOOKED_AT)]

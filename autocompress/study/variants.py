@@ -38,6 +38,8 @@ def best_variant(
     trials: Sequence[TrialRecord],
     rivals: Sequence[Rival],
     constraints: Constraints | None = None,
+    *,
+    noise: float = 0.0,
 ) -> Variant | None:
     """The variant of a network on the front that may add most; None if none would add anything.
 
@@ -45,12 +47,13 @@ def best_variant(
         trials: all of the study's: their files say how large another one would be, and none is tried twice.
         rivals: every trained trial, with its drop and ratios.
         constraints: what is slower or larger than allowed is left out, what loses more counts for little.
+        noise: standard deviation of a measured drop.
     """
     bounds = constraints or Constraints()
     choices = sorted(space.config.weight_bits)
     options, weights = Options(space), {layer.name: layer.weights for layer in space.facts.layers}
     files = {t.trial: t.measurement for t in trials if t.measurement}
-    worth = worth_beside(rivals, files, bounds)
+    worth = worth_beside(rivals, files, bounds, noise=noise)
     tried = {t.plan.structure_key() for t in trials}
     found: list[Variant] = []
     for rival, on_front in zip(rivals, non_dominated(points_of(rivals)), strict=True):

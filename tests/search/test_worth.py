@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autocompress.front.hypervolume import gain
 from autocompress.plan import CompressionPlan
 from autocompress.records import Latency, Measurement
 from autocompress.search.stopping import Constraints, Rival
-from autocompress.search.worth import keeps, worth_beside
+from autocompress.search.worth import goal_values, keeps, worth_beside
 
 
 def rival(number: int, drop: float, size: float, latency: float) -> Rival:
@@ -78,3 +79,41 @@ def test_a_bound_is_kept_by_what_just_meets_it():
     assert not keeps(ACCURATE, FILES[1], Constraints(max_size=199))
     assert not keeps(ACCURATE, FILES[1], Constraints(max_latency=0.49))
     assert keeps(ACCURATE, None, Constraints(max_size=1)), "a file that is not known"
+
+
+GOAL = Constraints(max_drop=0.005, max_size=250)
+NOISE = 0.003
+
+
+def value(drop: float, size: float, latency: float, *, unsure: float = 0.25) -> float:
+    found = goal_values(np.array([drop]), np.array([[size, latency]]), max_drop=0.005, noise=NOISE, unsure=unsure)
+    return float(found[0])
+
+
+def test_for_a_goal_the_chance_to_keep_the_bound_comes_first_and_half_of_it_for_size_and_speed():
+    """At the bound it is one half; far from it as sure as can be, and a file of no bytes in no time counts double."""
+    assert value(0.005, 1.0, 1.0) == pytest.approx(0.5 * 0.5)
+    assert value(-0.02, 1.0, 1.0) == pytest.approx(0.5, abs=1e-4)
+    assert value(-0.02, 0.0, 0.0) == pytest.approx(1.0, abs=1e-4)
+    assert value(0.05, 0.0, 0.0) < 0.005
+
+
+def test_for_a_goal_a_file_of_half_the_drop_is_worth_more_than_one_three_times_smaller_and_twice_as_fast():
+    assert value(0.002, 0.045, 0.25) > value(0.004, 0.015, 0.12)
+    assert value(0.002, 0.015, 0.12) > value(0.002, 0.045, 0.25), "with the same drop it is the other way round"
+
+
+def test_a_drop_that_was_measured_is_surer_than_one_that_is_foreseen():
+    assert value(0.003, 0.1, 0.3, unsure=0.0) > value(0.003, 0.1, 0.3)
+
+
+def test_for_a_goal_only_the_best_file_counts_that_keeps_the_bounds_on_files():
+    there = worth_beside(RIVALS, FILES, GOAL, noise=NOISE)  # the third is too large
+    best = value(0.001, 0.2, 0.5, unsure=0.0)
+    assert value(0.06, 0.05, 0.4, unsure=0.0) < best
+    better, worse = (0.0005, 0.1, 0.3), (0.004, 0.2, 0.5)
+    assert there.of(better) == pytest.approx(value(*better) - best)
+    assert there.of(worse) == 0.0
+    assert there.joined(better).of(better) == 0.0
+    assert there.joined(worse).of(better) == there.of(better)
+    assert worth_beside([], {}, GOAL, noise=NOISE).of(better) == pytest.approx(value(*better))

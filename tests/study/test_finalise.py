@@ -149,7 +149,7 @@ def driver_of(rivals: list[Rival], *, seconds: float, monkeypatch: pytest.Monkey
     monkeypatch.setattr(finalise, "_reserve_s", lambda _: 1.0)
     driver = SimpleNamespace(
         trials=[TrialRecord(trial=r.trial, state=TrialState.COMPLETE, plan=r.plan) for r in rivals],
-        rivals=lambda: iter(rivals), believed_rivals=lambda: list(rivals), overhead_s=lambda: 1.0,
+        rivals=lambda: iter(rivals), believed_rivals=lambda: list(rivals), overhead_s=lambda: 1.0, drop_noise=0.001,
         at_limit=False, constraints=Constraints(), end=time.monotonic() + seconds,
         say=lambda _: None, evaluate=lambda plan, **more: asked.append((plan, more)),
     )  # fmt: skip
@@ -215,7 +215,7 @@ def test_the_two_most_accurate_trained_networks_teach_along(monkeypatch):
 def test_other_roundings_are_tried_from_their_parents_weights_while_there_is_time(monkeypatch):
     plan = CompressionPlan(prune_ratio={"a": 0.5}, weight_bits={"a": 2})
     found = iter([Variant(plan=plan, parent=1, gain=0.1), None])
-    monkeypatch.setattr(finalise, "best_variant", lambda *_: next(found))
+    monkeypatch.setattr(finalise, "best_variant", lambda *_, **__: next(found))
     driver, asked = driver_of([shaped(1, 0.01, 0.5)], seconds=60.0, monkeypatch=monkeypatch)
     driver.config, driver.schedule, driver.space = config("front"), SimpleNamespace(train_s=4.0, final_s=30.0), None
     finalise._round_otherwise(driver)
@@ -228,7 +228,7 @@ def test_other_roundings_are_tried_from_their_parents_weights_while_there_is_tim
 def test_a_sweep_has_no_other_roundings_and_neither_has_a_study_without_time(monkeypatch, sampler, seconds):
     driver, asked = driver_of([shaped(1, 0.01, 0.5)], seconds=seconds, monkeypatch=monkeypatch)
     driver.config, driver.schedule, driver.space = config(sampler), SimpleNamespace(train_s=4.0, final_s=30.0), None
-    monkeypatch.setattr(finalise, "best_variant", lambda *_: pytest.fail("nothing is to be proposed"))
+    monkeypatch.setattr(finalise, "best_variant", lambda *_, **__: pytest.fail("nothing is to be proposed"))
     finalise._round_otherwise(driver)
     assert asked == []
 
