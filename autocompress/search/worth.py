@@ -15,11 +15,11 @@ from autocompress.front.hypervolume import Floats, gain
 from autocompress.front.pareto import non_dominated
 from autocompress.records import Measurement
 from autocompress.search.stopping import Constraints, Rival, broken_bound, points_of
+from autocompress.search.surrogate import SUREST
 
 Point = tuple[float, float, float]
 _BEYOND = 0.1  # what hypervolume beyond the bounds is worth
 _UNSURE = 0.25  # standard deviation of a drop after a training that is foreseen, relative
-_SUREST = 1e-6  # sd of a drop, where nothing is known of its noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def goal_values(drop: Floats, cheap: Floats, *, max_drop: float, noise: float, u
         noise: standard deviation of a measured drop.
         unsure: of a drop that is foreseen, relative; 0 for those that were measured.
     """
-    spread = np.maximum(np.hypot(unsure * np.maximum(drop, 0.0), noise), _SUREST)
+    spread = np.maximum(np.hypot(unsure * np.maximum(drop, 0.0), noise), SUREST)
     left: Floats = np.prod(1 - np.minimum(cheap, 1.0), axis=1)
     return chance_below(max_drop, drop, spread) * (1 + left) / 2
 

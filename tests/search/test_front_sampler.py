@@ -246,7 +246,7 @@ def test_for_a_goal_what_loses_too_much_takes_nothing_away_but_has_to_be_surpass
     half = CompressionPlan(prune_ratio={"a": 0.5}, weight_bits=dict.fromkeys(["a", "b", "c", "fc"], 4)).to_dict()
     mean, sd, cheap = np.array([0.005]), np.array([0.001]), np.array([[0.2, 0.4]])
     gains = {}
-    for name, drop in (("none", None), ("hopeless", 0.15), ("as good", 0.018), ("better", 0.004)):
+    for name, drop in (("none", None), ("far off", 0.15), ("hopeless", 0.06), ("as good", 0.018), ("better", 0.004)):
         engine = goal_sampler(chain)
         if drop is not None:
             study = open_study(engine)
@@ -254,7 +254,8 @@ def test_for_a_goal_what_loses_too_much_takes_nothing_away_but_has_to_be_surpass
             ask(study, chain)
             assert (engine._front[:, 3] == (0 if name == "better" else 1)).all()
         gains[name] = engine._gains(mean, sd, cheap)[0]
-    assert gains["hopeless"] == pytest.approx(gains["none"], rel=0.01)
+    assert gains["far off"] == pytest.approx(gains["none"], rel=0.01)
+    assert 0.96 * gains["none"] < gains["hopeless"] < gains["none"], "the noise of a drop leaves it a chance in sixty"
     assert gains["better"] < 0.1 * gains["none"]
     assert 0 < gains["as good"] < 0.6 * gains["none"]
 
