@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 from contenders import CONTENDERS, OURS, Kind
@@ -112,12 +113,15 @@ def main() -> int:
 
 
 def report(rows: Sequence[Mapping[str, str]], trial_rows: Iterable[Mapping[str, str]], *, date: str) -> str:
-    """The whole report as Markdown, one chapter per budget."""
+    """The whole report as Markdown: a chapter per budget, and one where ours had less time than a baseline."""
     trial_rows = list(trial_rows)
     parts = [f"# The search benchmark, {date}", "What was asked, and how: `PROTOCOL.md`. The rows: the CSV files here."]
+    runs = {}
     for budget in sorted({float(row["budget_s"]) for row in rows}):
         own = [row for row in rows if float(row["budget_s"]) == budget]
-        parts.append(_chapter(own, trial_rows, budget))
+        runs[budget] = collect(own, trial_rows)
+        parts.append(_chapter(own, runs[budget], trial_rows, budget))
+    parts += [text for pair in combinations(runs, 2) if (text := _shorter(runs, *pair))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -208,8 +212,9 @@ def speed_ups(runs: Runs, others: Mapping[str, str]) -> dict[str, list[float]]:
 # -- writing
 
 
-def _chapter(rows: Sequence[Mapping[str, str]], trial_rows: Sequence[Mapping[str, str]], budget_s: float) -> str:
-    runs = collect(rows, trial_rows)
+def _chapter(
+    rows: Sequence[Mapping[str, str]], runs: Runs, trial_rows: Sequence[Mapping[str, str]], budget_s: float
+) -> str:
     tasks = sorted({task for task, _, _ in runs})
     parts = [f"## {number(budget_s)} s per run: {', '.join(tasks)}", _conditions(rows), _verdict(runs)]
     parts += ["### Hypervolume on test data at shares of the budget", _over_tasks(runs, tasks)]
@@ -220,6 +225,39 @@ def _chapter(rows: Sequence[Mapping[str, str]], trial_rows: Sequence[Mapping[str
     notes = _warnings(rows, runs, trial_rows)
     parts += ["### What to know before believing this", "\n".join(f"- {n}" for n in notes) if notes else "Nothing odd."]
     return "\n\n".join(parts)
+
+
+def _shorter(runs: Mapping[float, Runs], short_s: float, long_s: float) -> str:
+    """What ours has that had less time than the baselines; empty where there is no such pair.
+
+    A search ends as it would if that were all the time it had: nothing is cut out of a longer one.
+    """
+    both = {key: run for key, run in runs[short_s].items() if key[1] == OURS}
+    both |= {key: run for key, run in runs[long_s].items() if _kind(key[1]) == "baseline"}
+    best = best_baselines(both)
+    compared = compare(both, best)
+    if compared.interval is None:
+        return ""
+    return "\n\n".join(
+        [
+            f"## Ours in {number(short_s)} s against the baselines in {number(long_s)} s",
+            f"A search of {number(short_s)} s has {_percent(compared.interval.mean)} {_range(compared.interval)} more "
+            f"hypervolume than the best baseline of each task has at the end of {number(long_s)} s, over "
+            f"{compared.pairs} pairs, of which it is ahead in {compared.wins:.0%}.",
+            _final_values(both, best),
+            _times(both),
+        ]
+    )
+
+
+def _final_values(runs: Runs, best: Mapping[str, str]) -> str:
+    lines = []
+    for task, baseline in best.items():
+        ours, theirs = ([r.final() for (t, c, _), r in runs.items() if (t, c) == (task, n)] for n in (OURS, baseline))
+        differences = compare(runs, {task: baseline})
+        range_ = _range(differences.interval)
+        lines.append([task, f"{_mean(ours):.3f}", baseline, f"{_mean(theirs):.3f}", range_, f"{differences.wins:.0%}"])
+    return _table(["task", OURS, "baseline", "its hypervolume", "more, 95 %", "ours ahead"], lines)
 
 
 def _conditions(rows: Sequence[Mapping[str, str]]) -> str:

@@ -310,11 +310,14 @@ def trial(number: int, val: float | None, size: int, ratio: float, *, origin: st
 Result = tuple[str, str, int, float, float, float]
 
 
-def written(folder: Path, results: Sequence[Result], *, crashed: Sequence[tuple[str, str, int]] = ()) -> Path:
+def written(
+    folder: Path, results: Sequence[Result], *, crashed: Sequence[tuple[str, str, int]] = (), budget: str = "100"
+) -> Path:
     """CSV files of made-up runs: (task, contender, seed, seconds, size ratio, latency ratio)."""
     folder.mkdir(exist_ok=True)
     for task, name, seed, seconds, size, latency in results:
-        key = {"task": task, "contender": name, "seed": str(seed), "budget_s": "100", "run": f"{task}-{name}-{seed}"}
+        of_run = f"{task}-{budget}-{name}-{seed}"
+        key = {"task": task, "contender": name, "seed": str(seed), "budget_s": budget, "run": of_run}
         trials = [(1.0, 1.0, 1.0, "baseline"), (seconds, size, latency, "search")]
         rows = [
             {**key, "trial": str(i), "origin": origin, "state": "complete", "spent_s": str(s), "val": "0.9",
@@ -374,6 +377,20 @@ class TestAnalyse:
         assert "ours has +20.0 % [+20.0, +20.0] more hypervolume" in text
         assert text.count("**met**") == 2
         assert "(sweep3 on a, tpe_blocks on b) it is -2.5 % [-2.5, -2.5]" in text  # +20 % and -25 %
+
+    def test_ours_is_compared_with_baselines_that_had_more_time(self, folder):
+        assert "against the baselines in" not in report_of(folder)
+        written(folder, [(task, "ours", seed, 9, 0.4, 0.2) for task in "ab" for seed in range(5)], budget="10")
+        text = report_of(folder)
+        assert text.count("against the baselines in") == 1
+        last = text.split("## Ours in 10 s against the baselines in 100 s")[1]
+        # 0.48 on both, where sweep3 has 0.4 on `a` and tpe 0.5 on `b`, after 90 and 80 s
+        assert "has +8.0 % [+8.0, +8.0] more" in last
+        assert "over 10 pairs, of which it is ahead in 50%" in last
+        assert "| a | 0.480 | sweep3 | 0.400 | [+20.0, +20.0] | 100% |" in last
+        assert "| b | 0.480 | tpe | 0.500 | [-4.0, -4.0] | 0% |" in last
+        assert "| a | sweep3 | 10.0 | 5 of 5 |" in last
+        assert "| b | tpe | 0.0 | 0 of 5 |" in last
 
     def test_a_crashed_run_of_ours_counts_as_0_and_is_named(self, folder):
         written(folder, [], crashed=[("a", "ours", 5)])
