@@ -386,7 +386,7 @@ class TestAnalyse:
         last = text.split("## Ours in 10 s against the baselines in 100 s")[1]
         # 0.48 on both, where sweep3 has 0.4 on `a` and tpe 0.5 on `b`, after 90 and 80 s
         assert "has +8.0 % [+8.0, +8.0] more" in last
-        assert "over 10 pairs, of which it is ahead in 50%" in last
+        assert "over 10 pairs, of which it is ahead in 50%. It had their final value 5.0 times sooner" in last
         assert "| a | 0.480 | sweep3 | 0.400 | [+20.0, +20.0] | 100% |" in last
         assert "| b | 0.480 | tpe | 0.500 | [-4.0, -4.0] | 0% |" in last
         assert "| a | sweep3 | 10.0 | 5 of 5 |" in last
