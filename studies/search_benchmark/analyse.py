@@ -253,7 +253,8 @@ def _shorter(runs: Mapping[float, Runs], short_s: float, long_s: float) -> str:
 def _final_values(runs: Runs, best: Mapping[str, str]) -> str:
     lines = []
     for task, baseline in best.items():
-        ours, theirs = ([r.final() for (t, c, _), r in runs.items() if (t, c) == (task, n)] for n in (OURS, baseline))
+        seeds = [s for t, c, s in runs if (t, c) == (task, OURS) and (task, baseline, s) in runs]
+        ours, theirs = ([runs[task, name, s].final() for s in seeds] for name in (OURS, baseline))
         differences = compare(runs, {task: baseline})
         range_ = _range(differences.interval)
         lines.append([task, f"{_mean(ours):.3f}", baseline, f"{_mean(theirs):.3f}", range_, f"{differences.wins:.0%}"])
