@@ -16,84 +16,20 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 
-from contenders import CONTENDERS, OURS, Kind
-from curve import DROP, SHARES, Point, at_shares, first_reach, over_time
-from paired import Interval, bootstrap, holm, relative_differences, signed_rank_p
+from contenders import CONTENDERS, OURS
+from curve import DROP, SHARES
+from paired import Interval, holm
 from run import FOLDER, number, read_rows
+from side_by_side import Comparison, Runs, best_baselines, collect, compare, kind_of, names_of, speed_ups, tasks_of
 
 DROPS = (0.02, DROP, 0.10)
 GAIN, SPEED_UP = 0.05, 5.0  # the criteria
 _LATE = 1.05  # of the budget; a run that took longer did not keep it
 _ENDS = ("complete", "ended before training", "ended while training", "no time left", "failed")
 _BUSY = 0.2  # share of trials that were timed while something else had the core
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One run: its row, and its complete trials as points. `error`: why it counts as 0."""
-
-    task: str
-    contender: str
-    seed: int
-    budget_s: float
-    error: str
-    base_test: float
-    hv_val: float
-    points: tuple[Point, ...]
-
-    def shares(self, drop: float = DROP) -> tuple[float, ...]:
-        """Test hypervolume at each share of the budget; 0 for a run that crashed."""
-        return _shares(self, drop)
-
-    def final(self, drop: float = DROP) -> float:
-        """Test hypervolume at the full budget."""
-        return self.shares(drop)[-1]
-
-    def curve(self) -> list[tuple[float, float]]:
-        """(seconds, test hypervolume) after every trial; empty for a run that crashed."""
-        return _curve(self)
-
-
-# Runs are frozen and every table asks for the same ones, so their curves are computed once.
-@cache
-def _curve(run: Run) -> list[tuple[float, float]]:
-    return [] if run.error else over_time(run.points, run.base_test, budget_s=run.budget_s)
-
-
-@cache
-def _shares(run: Run, drop: float) -> tuple[float, ...]:
-    if run.error:
-        return (0.0,) * len(SHARES)
-    return tuple(at_shares(run.points, run.base_test, budget_s=run.budget_s, drop=drop))
-
-
-Runs = Mapping[tuple[str, str, int], Run]  # by task, contender and seed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """Ours against one contender, or against the best baseline of each task.
-
-    Attributes:
-        differences: by task, relative to the other's mean there.
-        interval: of their mean over tasks.
-        wins: share of the pairs in which ours is ahead.
-    """
-
-    differences: Mapping[str, tuple[float, ...]]
-    interval: Interval | None
-    p: float
-    wins: float
-
-    @property
-    def pairs(self) -> int:
-        """How many pairs of runs were compared."""
-        return sum(map(len, self.differences.values()))
 
 
 def main() -> int:
@@ -125,93 +61,6 @@ def report(rows: Sequence[Mapping[str, str]], trial_rows: Iterable[Mapping[str, 
     return "\n\n".join(parts) + "\n"
 
 
-def collect(
-    rows: Iterable[Mapping[str, str]], trial_rows: Iterable[Mapping[str, str]]
-) -> dict[tuple[str, str, int], Run]:
-    """Runs by task, contender and seed; trials of no run are dropped, and of two equal runs the later one counts."""
-    points: dict[str, list[Point]] = {}
-    for row in trial_rows:
-        if row["state"] == "complete" and row["test"] and row["val"]:
-            names = ("spent_s", "val", "test", "size_ratio", "latency_ratio")
-            points.setdefault(row["run"], []).append(Point(**{name: float(row[name]) for name in names}))
-    found = {}
-    for row in rows:
-        own = tuple(points.get(row["run"], ()))
-        missing = "" if own and row["base_test"] else "no complete trial"
-        run = Run(
-            task=row["task"],
-            contender=row["contender"],
-            seed=int(row["seed"]),
-            budget_s=float(row["budget_s"]),
-            error=row["error"] or missing,
-            base_test=float(row["base_test"] or 0),
-            hv_val=float(row["hv_val"] or 0),
-            points=own,
-        )
-        found[run.task, run.contender, run.seed] = run
-    return found
-
-
-# -- comparing
-
-
-def compare(runs: Runs, others: Mapping[str, str], *, who: str = OURS, drop: float = DROP) -> Comparison:
-    """`who` against `others`, the name of a contender for each task, over the seeds that both have."""
-    found: dict[str, tuple[float, ...]] = {}
-    for task, other in others.items():
-        seeds = [s for t, c, s in runs if t == task and c == who and (task, other, s) in runs]
-        ours = [runs[task, who, s].final(drop) for s in seeds]
-        theirs = [runs[task, other, s].final(drop) for s in seeds]
-        found[task] = tuple(float(d) for d in relative_differences(ours, theirs))
-    pooled = [d for values in found.values() for d in values]
-    return Comparison(
-        differences=found,
-        interval=bootstrap(list(found.values())),
-        p=signed_rank_p(pooled),
-        wins=sum(d > 0 for d in pooled) / len(pooled) if pooled else math.nan,
-    )
-
-
-def best_baselines(runs: Runs, *, drop: float = DROP, helped: bool = False) -> dict[str, str]:
-    """For each task that ours has: the baseline of the highest mean at the full budget, over the seeds of ours.
-
-    Args:
-        helped: among those that were given a part of the engine, too.
-    """
-    found = {}
-    names = [*_names(runs, "baseline"), *(_names(runs, "helped") if helped else [])]
-    for task in _tasks(runs):
-        means = {
-            name: statistics.fmean(values)
-            for name in names
-            if (
-                values := [
-                    runs[t, c, s].final(drop) for t, c, s in runs if (t, c) == (task, name) and (t, OURS, s) in runs
-                ]
-            )
-        }
-        if means:
-            found[task] = max(means, key=lambda name: means[name])
-    return found
-
-
-def speed_ups(runs: Runs, others: Mapping[str, str]) -> dict[str, list[float]]:
-    """By task and pair: how many times sooner ours reached the other's final value than the other did; 0 is never."""
-    found: dict[str, list[float]] = {}
-    for task, other in others.items():
-        for t, c, seed in runs:
-            if (t, c) != (task, OURS) or (task, other, seed) not in runs:
-                continue
-            theirs = runs[task, other, seed]
-            own = first_reach(theirs.curve(), theirs.final())
-            if math.isfinite(own):
-                found.setdefault(task, []).append(own / first_reach(runs[t, c, seed].curve(), theirs.final()))
-    return found
-
-
-# -- writing
-
-
 def _chapter(
     rows: Sequence[Mapping[str, str]], runs: Runs, trial_rows: Sequence[Mapping[str, str]], budget_s: float
 ) -> str:
@@ -233,7 +82,7 @@ def _shorter(runs: Mapping[float, Runs], short_s: float, long_s: float) -> str:
     A search ends as it would if that were all the time it had: nothing is cut out of a longer one.
     """
     both = {key: run for key, run in runs[short_s].items() if key[1] == OURS}
-    both |= {key: run for key, run in runs[long_s].items() if _kind(key[1]) == "baseline"}
+    both |= {key: run for key, run in runs[long_s].items() if kind_of(key[1]) == "baseline"}
     best = best_baselines(both)
     compared = compare(both, best)
     if compared.interval is None:
@@ -304,7 +153,7 @@ def _sooner(runs: Runs, best: Mapping[str, str]) -> str:
 
 def _helped(runs: Runs) -> list[str]:
     """The same where baselines with a part of the engine count, too: no criterion, but nothing to keep quiet about."""
-    if not _names(runs, "helped"):
+    if not names_of(runs, "helped"):
         return []
     best = best_baselines(runs, helped=True)
     interval = compare(runs, best).interval
@@ -336,7 +185,7 @@ def _over_tasks(runs: Runs, tasks: Sequence[str]) -> str:
 def _means(runs: Runs, tasks: Sequence[str]) -> str:
     """A line per contender, the best at the full budget first; a contender that lacks a task comes last, marked."""
     lines = []
-    for name in _names(runs):
+    for name in names_of(runs):
         own = {task: [r for (t, c, _), r in runs.items() if (t, c) == (task, name)] for task in tasks}
         there = {task: found for task, found in own.items() if found}
         if not there:
@@ -351,15 +200,15 @@ def _means(runs: Runs, tasks: Sequence[str]) -> str:
 
 
 def _pairs(runs: Runs) -> str:
-    tasks = _tasks(runs)
-    compared = {name: compare(runs, dict.fromkeys(tasks, name)) for name in _names(runs) if name != OURS}
+    tasks = tasks_of(runs)
+    compared = {name: compare(runs, dict.fromkeys(tasks, name)) for name in names_of(runs) if name != OURS}
     compared = {name: c for name, c in compared.items() if c.pairs}
     if not compared:
         return "No pairs."
-    baselines = {name: c.p for name, c in compared.items() if _kind(name) == "baseline"}
+    baselines = {name: c.p for name, c in compared.items() if kind_of(name) == "baseline"}
     corrected = holm(baselines)
     lines = []
-    for name, c in sorted(compared.items(), key=lambda item: (_kind(item[0]) == "ablation", _mean_of(item[1]))):
+    for name, c in sorted(compared.items(), key=lambda item: (kind_of(item[0]) == "ablation", _mean_of(item[1]))):
         by_task = [f"{_percent(_mean(c.differences[t]))}" if c.differences[t] else "" for t in tasks]
         p = f"{c.p:.3g}" + (f" ({corrected[name]:.3g})" if name in corrected else "")
         lines.append([name, str(c.pairs), _percent(_mean_of(c)), _range(c.interval), f"{c.wins:.0%}", p, *by_task])
@@ -454,23 +303,7 @@ def _warnings(rows: Sequence[Mapping[str, str]], runs: Runs, trial_rows: Sequenc
 
 def _expected(runs: Runs) -> list[tuple[str, str, int]]:
     tasks, seeds = {t for t, _, _ in runs}, {s for _, _, s in runs}
-    return sorted((t, c, s) for t in tasks for c in _names(runs) for s in seeds)
-
-
-def _tasks(runs: Runs) -> list[str]:
-    """Tasks that ours was run on."""
-    return sorted({task for task, contender, _ in runs if contender == OURS})
-
-
-def _names(runs: Runs, kind: Kind | None = None) -> list[str]:
-    """Contenders that there are runs of, in the order of the table; unknown ones last."""
-    there = {contender for _, contender, _ in runs}
-    ordered = [*(n for n in CONTENDERS if n in there), *sorted(there - set(CONTENDERS))]
-    return [name for name in ordered if kind is None or _kind(name) == kind]
-
-
-def _kind(name: str) -> Kind:
-    return CONTENDERS[name].kind if name in CONTENDERS else "ablation"
+    return sorted((t, c, s) for t in tasks for c in names_of(runs) for s in seeds)
 
 
 def _mean(values: Iterable[float]) -> float:

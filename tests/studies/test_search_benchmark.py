@@ -21,7 +21,7 @@ from autocompress.plan import CompressionPlan
 from autocompress.records import Latency, Measurement, TrialRecord, TrialState
 
 FOLDER = Path(__file__).resolve().parents[2] / "studies" / "search_benchmark"
-NAMES = ("contenders", "curve", "paired", "tasks", "run", "analyse", "known")
+NAMES = ("contenders", "curve", "paired", "tasks", "run", "side_by_side", "analyse", "known")
 
 
 def _load() -> dict[str, ModuleType]:
@@ -41,7 +41,7 @@ def _load() -> dict[str, ModuleType]:
 
 
 MODULES = _load()
-contenders, curve, paired, tasks, run, analyse, known = (MODULES[name] for name in NAMES)
+contenders, curve, paired, tasks, run, side_by_side, analyse, known = (MODULES[name] for name in NAMES)
 
 
 def point(spent_s: float, val: float, test: float, size: float, latency: float) -> Any:
@@ -350,18 +350,18 @@ class TestAnalyse:
         return written(tmp_path, results)
 
     def collected(self, folder: Path) -> Any:
-        return analyse.collect(run.read_rows(folder / "runs.csv"), run.read_rows(folder / "trials.csv"))
+        return side_by_side.collect(run.read_rows(folder / "runs.csv"), run.read_rows(folder / "trials.csv"))
 
     def test_the_best_baseline_is_that_of_each_task(self, folder):
         runs = self.collected(folder)
-        assert analyse.best_baselines(runs) == {"a": "sweep3", "b": "tpe"}
-        compared = analyse.compare(runs, {"a": "sweep3", "b": "tpe"})
+        assert side_by_side.best_baselines(runs) == {"a": "sweep3", "b": "tpe"}
+        compared = side_by_side.compare(runs, {"a": "sweep3", "b": "tpe"})
         assert compared.interval.mean == pytest.approx(0.2)
         assert (compared.pairs, compared.wins) == (10, 1.0)
         assert compared.p == pytest.approx(2 / 2**10)
 
     def test_a_speed_up_is_against_the_baselines_own_time_to_its_final_value(self, folder):
-        found = analyse.speed_ups(self.collected(folder), {"a": "sweep3", "b": "tpe"})
+        found = side_by_side.speed_ups(self.collected(folder), {"a": "sweep3", "b": "tpe"})
         assert found == {"a": [pytest.approx(6.0)] * 5, "b": [pytest.approx(5.0)] * 5}
 
     def test_the_report_says_whether_the_criteria_were_met(self, folder):
@@ -399,8 +399,8 @@ class TestAnalyse:
         assert "a ours seed 5 counts as 0: exit code 1: it crashed" in text
         runs = self.collected(folder)
         # five pairs of +20 %, one of -100 %
-        assert np.mean(analyse.compare(runs, {"a": "sweep3"}).differences["a"]) == pytest.approx(0.0)
-        assert analyse.speed_ups(runs, {"a": "sweep3"})["a"][-1] == 0.0
+        assert np.mean(side_by_side.compare(runs, {"a": "sweep3"}).differences["a"]) == pytest.approx(0.0)
+        assert side_by_side.speed_ups(runs, {"a": "sweep3"})["a"][-1] == 0.0
 
     def test_missing_contenders_seeds_and_tasks_are_named_and_left_out(self, tmp_path):
         only = written(tmp_path / "only", [("a", "ours", 0, 10, 0.5, 0.5)])
