@@ -263,7 +263,7 @@ class FrontSampler(BaseSampler):
         longer = unit = 1.0
         if plan.trains:
             units = float(trial.user_attrs.get("trained_s") or self._reference.train_s) / self._reference.train_s
-            self._trainings.append(max(1.0, units))
+            self._trainings.append(units)
             if at_rung is not None:
                 self._rungs.append((at_rung, drop))
             self._damage.observe(one, drop, training=units, noise=self._reference.noise)

@@ -67,7 +67,7 @@ class Driver:
         self.source = Source(
             config=config, workspace=store.workspace, budget_s=config.search.budget, base=base, pickled=pickled
         )
-        self.schedule = schedule(config)
+        self.schedule = schedule(config, is_goal=self.constraints.is_goal)
         self.before_s = store.study(config.name).spent_s
         self.start = time.monotonic()
         self.stage, self._ticked = "setup", 0.0
@@ -135,7 +135,7 @@ class Driver:
         self.space = SearchSpace(config=self._space_config(), facts=prepared.facts)
         durations_s = record.durations_s or prepared.durations_s
         preparing_s = sum(s for stage, s in durations_s.items() if stage not in _STAGES)
-        self.schedule = schedule(self.config, preparing_s=preparing_s)
+        self.schedule = schedule(self.config, preparing_s=preparing_s, is_goal=self.constraints.is_goal)
         if record.baseline is not None:
             if self.stage == "setup":  # else it is the search that waits for a worker that died
                 self._add_duration("resumed", sum(prepared.durations_s.values()))
@@ -319,7 +319,7 @@ class Driver:
     def _has_time(self, until: float) -> bool:
         if self.at_limit or repeated_failure(self.trials):
             return False
-        return time.monotonic() + self.schedule.train_s / 2 + self.overhead_s() < until
+        return time.monotonic() + self.trial_s / 2 + self.overhead_s() < until
 
     # -- one trial
 
@@ -338,7 +338,7 @@ class Driver:
     ) -> TrialRecord:
         """Have the worker run one plan and store what came of it."""
         number = self.ledger.next_number if asked is None else asked.number
-        train_s = train_s or self.schedule.train_s
+        train_s = train_s or self.trial_s
         deadline = deadline or self.search_end
         request = Request(
             trial=number, plan=plan, origin=origin, train_s=train_s, deadline=deadline, beside_s=self.overhead_s(),
@@ -438,6 +438,11 @@ class Driver:
     def search_end(self) -> float:
         """Monotonic seconds at which the final stage begins."""
         return self.end - self.schedule.final_s
+
+    @property
+    def trial_s(self) -> float:
+        """Seconds of training of a trial that begins now."""
+        return self.schedule.trial_s(self.spent_s)
 
     def overhead_s(self) -> float:
         """Seconds of a trial beside its training, at the 90th percentile of those that were trained."""

@@ -84,7 +84,7 @@ def is_time(driver: Driver) -> bool:
         return True
     believed = [float(t.belief["gain"]) for t in proposed]
     (trainable, worth), left = _trainable(driver), _training_s(driver)
-    shorter = left - driver.schedule.train_s - driver.overhead_s()
+    shorter = left - driver.trial_s - driver.overhead_s()
     lost = _divide(driver, trainable, worth, left)[0] - _divide(driver, trainable, worth, shorter)[0]
     return lost > fmean(believed[-_RECENT:])
 

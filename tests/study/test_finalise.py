@@ -79,6 +79,7 @@ def test_the_search_is_over_when_its_time_is_worth_more_in_the_last_stage(monkey
     monkeypatch.setattr(finalise, "_variants_s", lambda _: 0.0)
     driver, _ = driver_of(rivals, seconds=20.0, monkeypatch=monkeypatch)
     driver.schedule = SimpleNamespace(train_s=2.0, final_s=30.0)
+    driver.trial_s = 2.0
     trained = [replace(t, equivalent_s=2.0) for t in driver.trials]
     proposed = [
         replace(trained[0], trial=3 + i, origin="search", belief={"gain": gain}) for i, gain in enumerate(gains)
@@ -93,6 +94,7 @@ def test_the_search_is_over_when_none_of_its_last_proposals_was_trained(monkeypa
     """Whatever is expected of the next one: the rule that stopped ten in a row will stop it as well."""
     driver, _ = driver_of([], seconds=60.0, monkeypatch=monkeypatch)
     driver.schedule = SimpleNamespace(train_s=2.0, final_s=30.0)
+    driver.trial_s = 2.0
     monkeypatch.setattr(finalise, "_variants_s", lambda _: 0.0)
     ended = [TrialState.COMPLETE, *[TrialState.STOPPED] * 9, TrialState.INFEASIBLE]
     driver.trials = [
