@@ -235,7 +235,9 @@ class SearchConfig(Table):
     )
     seed: int = Field(0, ge=0, lt=2**31)
     max_trials: int | None = Field(None, ge=1, description="end after so many trials, of whatever origin but cascades")
-    train_s: float | None = Field(None, gt=0, description="seconds of training per trial; omitted: from the budget")
+    train_s: float | None = Field(
+        None, gt=0, description="seconds of training per trial; omitted: from the budget, less at first"
+    )
     final_share: float = Field(
         0.45, ge=0, le=0.8, description="share of the time that the final stage has at least, once all is prepared"
     )

@@ -24,7 +24,7 @@ class Reference:
         objectives: of the study, in the order of its values.
         noise: standard deviation of a measured drop.
         latency_noise: of a measured latency, relative.
-        train_s: usual training of one trial in seconds.
+        train_s: training of one trial in seconds, by which all others are counted.
         later: training that the last stage gives to what is worth it, in units of `train_s`.
     """
 

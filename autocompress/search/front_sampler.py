@@ -3,8 +3,9 @@
     prices -> solver -> whole plans -> cost models and surrogate -> expected hypervolume gain -> the best one
 
 Size and latency of a plan are predicted almost exactly, so only its accuracy is uncertain, and the
-expected gain has a closed form. Trials are trained for the same time, so the largest gain is also the
-largest per second. The sampler learns from every trial of the study, whoever proposed it.
+expected gain has a closed form. Whichever plan is proposed next is trained for the same time, so the
+largest gain is also the largest per second. The sampler learns from every trial of the study, whoever proposed it,
+and however long it was trained.
 """
 
 from __future__ import annotations
