@@ -145,9 +145,11 @@ def _verdict(runs: Runs) -> str:
 def _sooner(runs: Runs, best: Mapping[str, str]) -> str:
     ups = [up for values in speed_ups(runs, best).values() for up in values]
     median = statistics.median(ups) if ups else 0.0
+    few = _too_few(compare(runs, best).interval)
+    verdict = "too few pairs for a verdict" if few else f"**{_met(median >= SPEED_UP)}**"
     return (
         f"It had their final value {median:.1f} times sooner than they (median of {len(ups)} pairs); "
-        f"{SPEED_UP:.0f} times was asked: **{_met(median >= SPEED_UP)}**."
+        f"{SPEED_UP:.0f} times was asked: {verdict}."
     )
 
 
@@ -168,7 +170,7 @@ def _helped(runs: Runs) -> list[str]:
 def _judged(compared: Comparison) -> str:
     interval = compared.interval
     assert interval is not None
-    if math.isnan(interval.low):
+    if _too_few(interval):
         means = [_mean(values) for values in compared.differences.values() if values]
         return f"too few pairs for a verdict, ahead in the mean on {sum(m > 0 for m in means)} of {len(means)} tasks"
     gained = interval.mean >= GAIN and interval.low > 0
@@ -319,9 +321,13 @@ def _percent(value: float) -> str:
 
 
 def _range(interval: Interval | None) -> str:
-    if interval is None or math.isnan(interval.low):
+    if interval is None or _too_few(interval):
         return "[too few pairs]"
     return f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def _too_few(interval: Interval | None) -> bool:
+    return interval is None or math.isnan(interval.low)
 
 
 def _met(yes: bool) -> str:
