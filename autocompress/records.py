@@ -163,9 +163,9 @@ class TrialRecord(Record):
 
     Attributes:
         trial: number in the study, from 0.
-        origin: "baseline", "anchor" (the plans everybody would try), "search", "final" (trained longer),
-            "variant" (a trained network with other bits), "soup" (the mean of several networks' weights) or "cascade"
-            (two networks in one file).
+        origin: "baseline", "anchor" (the plans everybody would try), "search", "longer" (trained longer
+            during the search), "final" (by the last stage), "variant" (a trained network with other bits), "soup" (the
+            mean of several networks' weights) or "cascade" (two networks in one file).
         parent: the trial whose weights this one started from; None: the teacher's.
         trained_s: seconds of training in its weights, those of its parents included.
         equivalent_s: seconds of one single training that brings as much as these one after another.

@@ -15,6 +15,7 @@ ORIGINS = {
     "baseline": "the dense model, as it was exported",
     "anchor": "one of the plans that everybody would try",
     "search": "proposed by the search",
+    "longer": "a trial of the search, trained longer",
     "final": "trained longer by the last stage",
     "variant": "a trained network with other bits, tried by the last stage",
     "soup": "the mean of several trained networks",

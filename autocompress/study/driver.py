@@ -32,12 +32,12 @@ from autocompress.search.files import Reference
 from autocompress.search.inherit import choose_parent
 from autocompress.search.sampler import make_sampler
 from autocompress.search.stopping import Constraints, Rival, Rung, learn_rung
-from autocompress.search.surrogate import trained_on
+from autocompress.search.surrogate import trained_on, training_factor
 from autocompress.space.search_space import SearchSpace
 from autocompress.study.baseline import baseline_trial, drop_noise
 from autocompress.study.executors import LocalWorker, WorkerBug, WorkerDied
 from autocompress.study.failures import repeated_failure
-from autocompress.study.finalise import finalise, is_time
+from autocompress.study.finalise import finalise, is_time, to_train_longer
 from autocompress.study.ledger import Ledger
 from autocompress.study.requests import TEACHER_CUT, Member, Prepared, Request, Source
 from autocompress.study.schedule import schedule
@@ -226,7 +226,7 @@ class Driver:
             while self._try_next(obvious, anchor=True):
                 pass
         for count in itertools.count(1):
-            if is_time(self) or not self.propose(self.search_end):
+            if is_time(self) or not self._take_turn():
                 break
             if count % _PROPOSALS_A_TURN == 0:
                 self._try_next(uniform, anchor=False)
@@ -241,6 +241,15 @@ class Driver:
         if not any(t.plan == plan and t.origin == "anchor" for t in self.trials):
             self.say(title)
             self.evaluate(plan, origin="anchor", anchor=anchor, parent=self._parent(plan))
+        return True
+
+    def _take_turn(self) -> bool:
+        """Train a trial longer or try another plan, whatever promises more; False if there is no plan or no time."""
+        trial = to_train_longer(self)
+        if trial is None or not self._has_time(self.search_end):
+            return self.propose(self.search_end)
+        self.say(f"training trial {trial.trial} for another {self.trial_s:.0f} s")
+        self.evaluate(trial.plan, origin="longer", anchor=True, parent=trial)
         return True
 
     def propose(self, until: float) -> bool:
@@ -266,11 +275,13 @@ class Driver:
         drops = {r.trial: r.drop for r in self.rivals()}
         looked = [(t, t.rung_drop) for t in self.trials if t.rung_drop is not None]
         proposed = [t for t, _ in looked if t.origin == "search"]
-        return learn_rung(
+        rung = learn_rung(
             [(at_rung, drops[t.trial]) for t, at_rung in looked if t.trial in drops],
             tried=len(proposed),
             stopped=sum(t.state is TrialState.STOPPED for t in proposed),
         )
+        grown = training_factor(self.schedule.train_s / self.trial_s)  # what a training of full length would leave
+        return rung and replace(rung, hope=rung.hope * grown)
 
     def _leaves_out(self, part: str) -> bool:
         return part in self.config.search.without

@@ -10,7 +10,7 @@ from autocompress.study.ledger import LOST
 
 _SAME_FAILURES = ((3, 3), (5, 10))  # so many of the latest attempts
 _NUMBER = re.compile(r"\d+")  # the same failure after 7 steps and after 8
-_SEARCHED = ("baseline", "anchor", "search")  # origins of the trials before the last stage
+_SEARCHED = ("baseline", "anchor", "search", "longer")  # origins of the trials before the last stage
 
 
 def repeated_failure(trials: Sequence[TrialRecord]) -> str:

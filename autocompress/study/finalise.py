@@ -33,6 +33,7 @@ _FRUITLESS = 10  # proposals in a row that were not trained: what was expected o
 _VARIANTS = 0.2  # of the last stage's time is for other roundings of what was trained
 _VARIANT_TRAINING = 0.5  # of a trial's
 _MARGIN_S = 1.0
+_AS_LONG = 1.1  # of a trial's training: one that is asked for so long takes a moment more
 _TEACHERS, _IN_SOUP = 2, 4
 _ALIKE = 0.01  # a network that is worse by more spoils a soup
 _TIMING = (1.25, 0.5)  # seconds to time one artifact: per second asked for, and to load it
@@ -77,16 +78,48 @@ def candidates(rivals: list[Rival]) -> list[int]:
 
 def is_time(driver: Driver) -> bool:
     """Whether the time of one more proposal is expected to bring more in the last stage than the proposal would."""
-    proposed = [t for t in driver.trials if t.origin == "search" and t.belief]
+    proposed = _proposed(driver)
     if len(proposed) < _RECENT:
         return False
     if len(proposed) >= _FRUITLESS and not any(t.state is TrialState.COMPLETE for t in proposed[-_FRUITLESS:]):
         return True
-    believed = [float(t.belief["gain"]) for t in proposed]
     (trainable, worth), left = _trainable(driver), _training_s(driver)
     shorter = left - driver.trial_s - driver.overhead_s()
     lost = _divide(driver, trainable, worth, left)[0] - _divide(driver, trainable, worth, shorter)[0]
-    return lost > fmean(believed[-_RECENT:])
+    return lost > _promise(proposed)
+
+
+def to_train_longer(driver: Driver) -> TrialRecord | None:
+    """The trial that promises more than the next proposal does when it is trained for as long once more; None if none.
+
+    Only while trials grow, and only those that had no more than new ones have: so there is early what a shorter search
+    would end with. The rest is left to the last stage.
+    """
+    proposed, seconds = _proposed(driver), driver.trial_s
+    grows = seconds < driver.schedule.train_s and "ladder" not in driver.config.search.without
+    if not grows or len(proposed) < _RECENT:
+        return None
+    trainable, worth = _trainable(driver)
+    done = {t.parent for t in driver.trials if t.origin == "longer"}
+    found = {
+        t.rival.trial: prospect(t, worth, seconds=seconds)
+        for t in trainable
+        if t.before_s <= _AS_LONG * seconds and t.rival.trial not in done
+    }
+    best = max(found, key=lambda number: found[number], default=None)
+    if best is None or found[best] < max(MIN_GAIN, _promise(proposed)):
+        return None
+    return next(t for t in driver.trials if t.trial == best)
+
+
+def _proposed(driver: Driver) -> list[TrialRecord]:
+    """Trials of which the sampler believed something."""
+    return [t for t in driver.trials if t.origin == "search" and t.belief]
+
+
+def _promise(proposed: Sequence[TrialRecord]) -> float:
+    """What the next proposal is expected to bring: as much as was expected of the last ones."""
+    return fmean(float(t.belief["gain"]) for t in proposed[-_RECENT:])
 
 
 def _next_to_train(driver: Driver) -> tuple[TrialRecord, float] | None:

@@ -106,6 +106,38 @@ def test_the_search_is_over_when_none_of_its_last_proposals_was_trained(monkeypa
     assert not finalise.is_time(driver)
 
 
+def growing(monkeypatch, *, trial_s: float = 2.4, gain: float = 1e-4, without: tuple[str, ...] = ()) -> Any:
+    """A driver whose trials will be trained for 12 s; trial 1 adds more than trial 2 when it is trained longer."""
+    plans = [CompressionPlan(prune_ratio={"a": ratio}, weight_bits={"a": 4}) for ratio in (0.5, 0.25)]
+    rivals = [replace(rival(1, 0.04, 0.1, 0.3), plan=plans[0]), replace(rival(2, 0.02, 0.3, 0.5), plan=plans[1])]
+    driver, _ = driver_of(rivals, seconds=500.0, monkeypatch=monkeypatch)
+    driver.schedule, driver.trial_s = SimpleNamespace(train_s=12.0, final_s=100.0), trial_s
+    driver.config = SimpleNamespace(search=SimpleNamespace(without=without))
+    trained = [replace(t, equivalent_s=2.45) for t in driver.trials]
+    driver.trials = [*trained, *(replace(t, trial=3 + i, belief={"gain": gain}) for i, t in enumerate(3 * trained[:1]))]
+    return driver
+
+
+def test_a_trial_is_trained_longer_when_that_promises_more_than_the_next_proposal(monkeypatch):
+    assert finalise.to_train_longer(growing(monkeypatch)).trial == 1
+    assert finalise.to_train_longer(growing(monkeypatch, gain=0.5)) is None
+    unsure = growing(monkeypatch)
+    unsure.trials = unsure.trials[:4]
+    assert finalise.to_train_longer(unsure) is None, "two proposals say little of the next one"
+
+
+def test_no_trial_is_trained_longer_twice_whatever_came_of_it(monkeypatch):
+    driver = growing(monkeypatch)
+    failed = TrialRecord(trial=9, state=TrialState.FAILED, plan=driver.trials[0].plan, origin="longer", parent=1)
+    driver.trials = [*driver.trials, failed]
+    assert finalise.to_train_longer(driver).trial == 2
+
+
+@pytest.mark.parametrize("case", [{"trial_s": 12.0}, {"trial_s": 2.0}, {"without": ("ladder",)}])
+def test_none_is_where_trials_have_their_full_length_or_have_had_more_than_new_ones(monkeypatch, case):
+    assert finalise.to_train_longer(growing(monkeypatch, **case)) is None
+
+
 def test_the_front_is_looked_at_in_the_order_of_what_each_contributes():
     assert candidates(FRONT) == [1, 2]
 

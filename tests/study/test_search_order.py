@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from autocompress.plan import CompressionPlan
+from autocompress.search.stopping import Rung
 from autocompress.study import driver as driving
 from autocompress.study.driver import Driver
 
@@ -50,6 +51,11 @@ def _plan(k: int) -> CompressionPlan:
     return CompressionPlan(prune_ratio={"a": k / 8})
 
 
+@pytest.fixture(autouse=True)
+def _no_longer(monkeypatch):
+    monkeypatch.setattr(driving, "to_train_longer", lambda _: None)
+
+
 def order_of(driver: Recorded, monkeypatch, *, proposals: int) -> str:
     monkeypatch.setattr(driving, "is_time", lambda d: d.order.count("p") >= proposals)
     driver._search()
@@ -74,3 +80,36 @@ def test_what_was_tried_before_an_interruption_is_not_tried_again(monkeypatch):
     driver = Recorded("front")
     driver.trials = [SimpleNamespace(plan=_plan(k), origin="anchor") for k in (0, 1, 2, 3)]
     assert order_of(driver, monkeypatch, proposals=4) == "ppppu"
+
+
+def test_a_trial_that_promises_more_is_trained_longer_in_place_of_a_proposal_while_there_is_time(monkeypatch):
+    """l: trained longer, for as long as a new one, from its own weights and to its end."""
+    asked = []
+
+    class Longer(Recorded):
+        trial_s = 2.4
+
+        def evaluate(self, plan, *, origin, anchor, parent=None, **more):
+            if origin == "longer":
+                asked.append((plan, anchor, parent, more))
+                self.title = "l"
+            super().evaluate(plan, origin=origin, anchor=False, parent=parent, **more)
+
+    trial = SimpleNamespace(trial=7, plan=_plan(7))
+    monkeypatch.setattr(driving, "to_train_longer", lambda d: trial if d.order[-1] == "p" else None)
+    assert order_of(Longer("front"), monkeypatch, proposals=3) == "rrupluplup"
+    assert asked == [(trial.plan, True, trial, {})] * 2
+    assert order_of(Longer("front", room=4), monkeypatch, proposals=3) == "rrup"
+
+
+@pytest.mark.parametrize(("trial_s", "hope"), [(2.4, 0.25), (9.6, 0.5)])
+def test_a_short_training_goes_on_past_its_rung_if_one_of_full_length_could_enter_the_front(monkeypatch, trial_s, hope):
+    driver = Recorded("front")
+    driver.config.search.without = ()
+    driver.rivals = list
+    driver.schedule = SimpleNamespace(train_s=9.6, trial_s=lambda _: trial_s)
+    monkeypatch.setattr(Driver, "spent_s", 0.0)
+    monkeypatch.setattr(driving, "learn_rung", lambda *_, **__: Rung(hope=0.5))
+    assert driver._rung() == Rung(hope=pytest.approx(hope))
+    monkeypatch.setattr(driving, "learn_rung", lambda *_, **__: None)
+    assert driver._rung() is None
