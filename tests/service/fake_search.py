@@ -23,9 +23,11 @@ from autocompress.study.store import StudyStore
 TRIALS = int(os.environ.get("FAKE_TRIALS", "30"))
 # Dies with its parent, as the engine's worker does, and is in another process group.
 WORKER = (
-    "import os, time\nparent, held = os.getppid(), b'x' * int(os.environ.get('FAKE_BYTES', '0'))\n"
+    "import os, sys, time\nparent, held = os.getppid(), b'x' * int(sys.argv[1])\n"
     "while os.getppid() == parent: time.sleep(0.1)"
 )
+HELD = int(os.environ.get("FAKE_BYTES", "0"))
+FEW = 5  # trials before the worker holds that much; then no more are made, so none is cut off by the end
 
 
 def search_study(config, *, workspace, base, listener):
@@ -52,12 +54,14 @@ def resume_study(name, *, workspace, listener):
 
 
 def _run(store, name, workspace):
-    worker = subprocess.Popen([sys.executable, "-S", "-c", WORKER], start_new_session=True, cwd=workspace)
+    worker = _worker(workspace)
     done = len(store.trials(name))
     before = store.study(name).spent_s
     try:
         with (workspace / "trials.log").open("a") as log:
             for number in range(done, TRIALS):
+                if HELD and number == FEW:
+                    _worker(workspace, HELD).wait()
                 with _unasked():
                     store.add_trial(name, example_trial(number, 0.97, 100_000 - number, 0.5))
                     log.write(f"{name} {number} {os.getpid()}\n")
@@ -71,6 +75,10 @@ def _run(store, name, workspace):
         worker.kill()
         worker.wait()
     return store.update(name, state=StudyState.FINISHED)
+
+
+def _worker(workspace, held=0):
+    return subprocess.Popen([sys.executable, "-S", "-c", WORKER, str(held)], start_new_session=True, cwd=workspace)
 
 
 @contextmanager

@@ -191,9 +191,7 @@ def test_a_search_that_holds_too_much_memory_fails_with_its_trials_kept_and_can_
         assert 300 < int(told[1]) < 700, "as soon as it was too much"
         assert found["job"]["attempt"] == 1, "it is not tried again: it would be the same"
         kept = found["trials"]["total"]
-        logged = len((tmp_path / "trials.log").read_text().splitlines())
-        assert kept in (logged, logged + 1), "a trial is stored, then written down; the process may end in between"
-        assert logged > 0
+        assert kept == len((tmp_path / "trials.log").read_text().splitlines()) > 0
         assert not [p for p in Path("/proc").glob("[0-9]*/cwd") if _leads_to(p, tmp_path)], "its worker is gone, too"
         monkeypatch.setenv("FAKE_BYTES", "0")
         monkeypatch.setenv("FAKE_TRIALS", str(kept + 2))
